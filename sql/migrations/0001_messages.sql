@@ -153,6 +153,7 @@ create table tocsin.messages (
     headers            jsonb,
     last_error         text,
     history            jsonb,
+    cancel_reason      text,
     task               text,
     options            jsonb,
     waits_for          integer
@@ -170,6 +171,9 @@ comment on column tocsin.messages.history is
     'The last twenty deliveries that ended without success, as tocsin._requeue writes them; '
     'null: none.';
 
+comment on column tocsin.messages.cancel_reason is
+    'Of a job that was cancelled while a worker holds it: the reason. The end of the lease '
+    'archives the job as cancelled; see waiting_messages.sql.';
 comment on column tocsin.messages.task is
     'Of a job: the task whose function a worker calls; null: a plain message.';
 comment on column tocsin.messages.options is

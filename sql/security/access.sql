@@ -40,7 +40,7 @@ as $$
         begin_waiting, unrung_transactions, end_waiting,
         queue_channel,
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
-        locked_messages, archive, delete, extend, release, fail, maintain,
+        locked_messages, archive, delete, extend, cancel_reasons, release, fail, maintain,
         stop, release_messages,
         register_tasks
     }'::name[]), '{consumer, admin}'

@@ -1,4 +1,4 @@
--- migrations 812de60e50548c32920996e165430ea4d84b84c41812f33c1407c3697bd5b2d3
+-- migrations b79265b8d30540fdf2c56b0852c82f49ed87c82d212d9823917cbf2d800a5f65
 
 
 
@@ -102,7 +102,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         begin_waiting, unrung_transactions, end_waiting,
         queue_channel,
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
-        locked_messages, archive, delete, extend, release, fail, maintain,
+        locked_messages, archive, delete, extend, cancel_reasons, release, fail, maintain,
         stop, release_messages,
         register_tasks
     }'::name[]), '{consumer, admin}'
@@ -326,6 +326,80 @@ begin
     loop
         execute statement;
     end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb, outcome text DEFAULT 'succeeded'::text) RETURNS boolean[]
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    queue integer;
+    until timestamptz;
+    hours integer;  -- null: not kept
+    seen integer[] := '{}';
+    batch bigint[];
+    jobs bigint[];
+    settled bigint[] := '{}';
+begin
+    -- One queue after the other. Usually there is only one.
+    loop
+        select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until)
+        into queue, until, hours
+        from "tocsin".archive_policies a
+        cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
+        where a.queue_id = (select m.queue_id from "tocsin".messages m
+                            where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
+        exit when not found;
+        with finished as (
+            delete from "tocsin".messages m
+                using (select x.id, x.lease, x.n
+                       from unnest(ids, leases) with ordinality as x (id, lease, n)
+                       order by x.id) g
+            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
+                from 'leased' and m.queue_id = queue
+            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
+                m.producer_worker_id, m.consumer_worker_id,
+                      m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
+                          as last_error, m.history, m.task, m.options,
+                      case when m.task is null then null when m.cancel_reason is null then outcome
+                          else 'cancelled' end as outcome, g.n
+        ), stored as (
+            insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at,
+                                        dequeued_at, archived_at, keep_until,
+                                        producer_worker_id, consumer_worker_id, key, payload,
+                                        headers, last_error, history, task, options, outcome,
+                                        result)
+            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
+                until,
+                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
+                   f.last_error, f.history, f.task, f.options, f.outcome,
+                   case when f.outcome = 'succeeded' then results -> (f.n - 1)::integer end
+            from finished f where hours is not null
+        )
+        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null) into batch, jobs
+        from finished f;
+        if jobs is not null then
+            perform "tocsin"._announce(queue, jobs);
+        end if;
+        if batch is not null then
+            insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+                values (queue, hours, until, t, cardinality(batch));
+            settled := settled || batch;
+        end if;
+        exit when cardinality(settled) = cardinality(ids);
+        seen := seen || queue;
+    end loop;
+    return "tocsin"._outcomes(ids, settled);
 end
 $$;
 
@@ -597,6 +671,20 @@ begin
                                           'only a ready or polling worker may ' || doing);
     end if;
     return w;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_any_grant() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if not ("tocsin"._is_admin()
+            or exists (select from "tocsin".queue_grants g
+                       where pg_has_role("tocsin"._caller(), g.role, 'usage'))) then
+        perform "tocsin"._refuse_caller('submit jobs', 'Grant a queue to the role with grant_queue.');
+    end if;
 end
 $$;
 
@@ -1138,6 +1226,7 @@ CREATE TABLE tocsin.messages (
     headers jsonb,
     last_error text,
     history jsonb,
+    cancel_reason text,
     task text,
     options jsonb,
     waits_for integer
@@ -1167,6 +1256,10 @@ COMMENT ON COLUMN tocsin.messages.lease IS 'Lease token of the current delivery,
 
 
 COMMENT ON COLUMN tocsin.messages.history IS 'The last twenty deliveries that ended without success, as "tocsin"._requeue writes them; null: none.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.cancel_reason IS 'Of a job that was cancelled while a worker holds it: the reason. The end of the lease archives the job as cancelled; see waiting_messages.sql.';
 
 
 
@@ -1788,7 +1881,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text) RETURNS tocsin.messages
+CREATE FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text, or_running boolean DEFAULT false) RETURNS tocsin.messages
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -1814,11 +1907,15 @@ begin
         select x.* into m from "tocsin".messages x where x.id = wanted;
         exit when not found;
         perform "tocsin"._check_change(m.queue_id);
-        exit when m.state = 'leased' and m.vt > "tocsin"._clock();
+        or_running := or_running and m.task is not null;
+        exit when m.state = 'leased' and not or_running
+            and (m.vt > "tocsin"._clock() or m.cancel_reason is not null);
         select x.* into m from "tocsin".messages x
-        where x.id = wanted and (x.state <> 'leased' or x.vt <= "tocsin"._clock()) for update;
+        where x.id = wanted and (x.state <> 'leased' or or_running or x.vt <= "tocsin"._clock())
+        for update;
         continue when not found;
-        return case when m.state = 'leased' then "tocsin"._end_expired_lease(m) else m end;
+        return case when m.state = 'leased' and not or_running
+            then "tocsin"._end_expired_lease(m) else m end;
     end loop;
     perform "tocsin"._refuse_change(wanted, queue, key);
 end
@@ -2616,9 +2713,12 @@ declare
     refused bigint[];
 begin
     with held as (
-        select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
-               v.outcome = 'rejected' or g.delay is not distinct from 'Infinity' or c.counted
-                   and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
+        select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted, m.lease,
+               m.cancel_reason is not null as cancelled,
+               m.cancel_reason is null
+                   and (v.outcome = 'rejected' or g.delay is not distinct from 'Infinity'
+                        or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries))
+                   as exhausted,
                coalesce(make_interval(secs => nullif(g.delay, 'Infinity')), _requeue.delay,
                         "tocsin"._backoff(q, m.read_ct)) as delay,
                case when c.counted then "tocsin"._describe_delivery(m, t, v.outcome, g.error)
@@ -2644,23 +2744,28 @@ begin
             last_error = coalesce(h.error, m.last_error),
             history = "tocsin"._add_delivery(m.history, h.delivery)
         from held h
-        where m.id = any (ids) and m.id = h.id and not h.exhausted
+        where m.id = any (ids) and m.id = h.id and not h.exhausted and not h.cancelled
     ), moved as (
         select "tocsin"._move_to_dead_letters(
             array_agg(h.id),
             h.outcome,
             array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
         from held h where h.exhausted group by h.outcome
+    ), cancelled as (
+        select "tocsin"._archive(array_agg(h.id), array_agg(h.lease), outcome => 'cancelled')
+        from held h where h.cancelled having count(*) > 0
     ), rung as (
         select "tocsin"._ring(b.queue_id)
             from (select distinct h.queue_id from held h where not h.exhausted) b
     )
-    select array_agg(case when h.exhausted then 'Infinity'
+    select array_agg(case when h.exhausted then 'Infinity' when h.cancelled then '-Infinity'
                      else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
     from unnest(ids) with ordinality as g (id, n)
-    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x
+    left join (select x.id, bool_or(x.exhausted) as exhausted, bool_or(x.cancelled) as cancelled,
+                   max(x.delay) as delay from held x
                group by x.id) h on h.id = g.id
     cross join (select count(*) from moved) all_moved  -- a CTE that is not read is not run
+    cross join (select count(*) from cancelled) all_cancelled
     cross join (select count(*) from rung) all_rung;
     -- A message that could not become a dead letter is delayed: see
     -- _move_to_dead_letters.
@@ -2972,76 +3077,10 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb, outcome text DEFAULT 'succeeded'::text) RETURNS boolean[]
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET plan_cache_mode TO 'force_generic_plan'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET enable_nestloop TO 'off'
-    SET enable_mergejoin TO 'off'
-    SET jit TO 'off'
+CREATE FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb) RETURNS boolean[]
+    LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-#variable_conflict use_column
-declare
-    t timestamptz := "tocsin"._clock();
-    queue integer;
-    until timestamptz;
-    hours integer;  -- null: not kept
-    seen integer[] := '{}';
-    batch bigint[];
-    jobs bigint[];
-    settled bigint[] := '{}';
-begin
-    -- One queue after the other. Usually there is only one.
-    loop
-        select a.queue_id, k.until, "tocsin"._partition_span_for(a, k.until)
-        into queue, until, hours
-        from "tocsin".archive_policies a
-        cross join lateral (select "tocsin"._keep_until(a.retention, t)) k (until)
-        where a.queue_id = (select m.queue_id from "tocsin".messages m
-                            where m.id = any (ids) and m.queue_id <> all (seen) limit 1);
-        exit when not found;
-        with finished as (
-            delete from "tocsin".messages m
-                using (select x.id, x.lease, x.n
-                       from unnest(ids, leases) with ordinality as x (id, lease, n)
-                       order by x.id) g
-            where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
-                from 'leased' and m.queue_id = queue
-            returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
-                m.producer_worker_id, m.consumer_worker_id,
-                      m.key, m.payload, m.headers, m.last_error, m.history, m.task, m.options, g.n
-        ), stored as (
-            insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at,
-                                        dequeued_at, archived_at, keep_until,
-                                        producer_worker_id, consumer_worker_id, key, payload,
-                                        headers, last_error, history, task, options, outcome,
-                                        result)
-            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
-                until,
-                   f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
-                   f.last_error, f.history, f.task, f.options,
-                   case when f.task is not null then outcome end,
-                   case when f.task is not null then results -> (f.n - 1)::integer end
-            from finished f where hours is not null
-        )
-        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null) into batch, jobs
-        from finished f;
-        if jobs is not null then
-            perform "tocsin"._announce(queue, jobs);
-        end if;
-        if batch is not null then
-            insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
-                values (queue, hours, until, t, cardinality(batch));
-            settled := settled || batch;
-        end if;
-        exit when cardinality(settled) = cardinality(ids);
-        seen := seen || queue;
-    end loop;
-    return "tocsin"._outcomes(ids, settled);
-end
-$$;
+    AS $$ select "tocsin"._archive(ids, leases, results) $$;
 
 
 
@@ -3215,7 +3254,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.cancel(message_id bigint DEFAULT NULL::bigint, queue text DEFAULT NULL::text, key text DEFAULT NULL::text) RETURNS bigint
+CREATE FUNCTION tocsin.cancel(message_id bigint DEFAULT NULL::bigint, queue text DEFAULT NULL::text, key text DEFAULT NULL::text, reason text DEFAULT 'cancelled'::text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -3225,19 +3264,51 @@ CREATE FUNCTION tocsin.cancel(message_id bigint DEFAULT NULL::bigint, queue text
     AS $$
 #variable_conflict use_column
 declare
-    m "tocsin".messages := "tocsin"._lock_waiting(message_id, queue, key);
+    m "tocsin".messages := "tocsin"._lock_waiting(message_id, queue, key, or_running => true);
 begin
+    reason := coalesce(reason, 'cancelled');
+    if m.state = 'leased' and m.task is not null then
+        update "tocsin".messages x set cancel_reason = cancel.reason
+        where x.id = m.id and x.cancel_reason is null;
+        if m.vt <= "tocsin"._clock() then
+            perform "tocsin"._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
+        else
+            perform "tocsin"._tell_process(w, leases_taken => true)
+            from "tocsin".workers w where w.id = m.consumer_worker_id;
+        end if;
+        return m.id;
+    end if;
     -- Lease the message first, so that "tocsin".archive accepts it like a handled
     -- message.
     update "tocsin".messages x
-    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
+    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = cancel.reason,
         history = m.history
     where x.id = m.id;
-    perform "tocsin".archive(array[m.id], array[coalesce(m.lease, 0) + 1], outcome => 'cancelled');
+    perform "tocsin"._archive(array[m.id], array[coalesce(m.lease, 0) + 1], outcome => 'cancelled');
     if m.due < m.vt then  -- the message kept its place, and so held up the queue: see order.sql
         perform "tocsin"._ring(m.queue_id);
     end if;
     return m.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.cancel_reasons(ids bigint[], leases bigint[]) RETURNS text[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (select array_agg(m.cancel_reason order by g.n)
+            from unnest(ids, leases) with ordinality as g (id, lease, n)
+            left join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+                and m.state is not distinct from 'leased');
 end
 $$;
 
@@ -3275,7 +3346,7 @@ begin
     if finished_ids is not null then
         -- as limit_lock_wait() does: see locks.sql
         ignored := set_config('lock_timeout', '250ms', true);
-        archived := "tocsin".archive(finished_ids, finished_leases, finished_results);
+        archived := "tocsin"._archive(finished_ids, finished_leases, finished_results);
         if not true = all (archived) then
             kind := 'lost';
             for id in
@@ -3410,15 +3481,22 @@ CREATE FUNCTION tocsin.delete(ids bigint[], leases bigint[]) RETURNS boolean[]
 #variable_conflict use_column
 declare
     settled bigint[];
+    jobs bigint[];
+    queues integer[];
 begin
     with finished as (
         delete from "tocsin".messages m
             using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
             from 'leased'
-        returning m.id
+        returning m.id, m.queue_id, m.task
     )
-    select array_agg(f.id) into settled from finished f;
+    select array_agg(f.id), array_agg(f.id) filter (where f.task is not null),
+        array_agg(distinct f.queue_id) filter (where f.task is not null)
+    into settled, jobs, queues from finished f;
+    if jobs is not null then
+        perform "tocsin"._announce(q, jobs) from unnest(queues) q;
+    end if;
     return "tocsin"._outcomes(ids, settled);
 end
 $$;
@@ -3984,7 +4062,7 @@ begin
     return query
         select m.id, m.task,
                case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
-               m.read_ct, null::text, null::text, m.last_error, null::text
+               m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text
         from "tocsin".messages m
         where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id)
         union all
@@ -5180,6 +5258,7 @@ begin
     end if;
     select x.* into t from "tocsin".tasks x where x.name = submit.task;
     if not found then
+        perform "tocsin"._check_any_grant();
         perform "tocsin"._raise_error('TC041',
             format('no worker has registered a task "%s"', submit.task),
             jsonb_build_object('task', submit.task),
@@ -5828,7 +5907,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:37:12.952269+00', '2026-11-29 17:37:12.958805+00', '2026-11-29 17:37:12.967934+00', '2026-11-30 17:37:12.967934+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:39:49.867261+00', '2026-11-29 17:39:49.879081+00', '2026-11-29 17:39:49.896451+00', '2026-11-30 17:39:49.896451+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -5841,21 +5920,21 @@ INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:3
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:37:12.996897+00', '2026-11-29 17:37:13.008464+00', '2026-11-29 17:37:13.009628+00', '2985-03-06 17:37:13.009628+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:39:50.082441+00', '2026-11-29 17:39:50.112094+00', '2026-11-29 17:39:50.113752+00', '2985-03-06 17:39:50.113752+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:37:12.967934+00', '2026-11-29 17:37:12.967934+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:37:13.009628+00', '2026-11-29 17:37:13.009628+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:39:49.896451+00', '2026-11-29 17:39:49.896451+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:39:50.113752+00', '2026-11-29 17:39:50.113752+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:37:12.902942+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:37:12.902969+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:37:12.902975+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:39:49.778849+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:39:49.778878+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:39:49.778883+00');
 
 
 
@@ -5868,49 +5947,49 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '81ccfc1d8779443a53ac0fd8d14e742c6c57f900976d7754dfbaef902d85a796');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '1ec00e3f22f5ab1ac4af2ca93bfbc7cad4b9cfe00cca5afa2edef35659db25d7');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:37:13.024859+00', '2026-11-29 17:37:13.025912+00', '2026-11-29 17:37:13.036446+00', 1795973833025912, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:37:13.02768+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:37:13.025912+00:00"}]', NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:39:50.133351+00', '2026-11-29 17:39:50.140749+00', '2026-11-29 17:39:50.164229+00', 1795973990140749, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:39:50.146771+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:39:50.140749+00:00"}]', NULL, NULL);
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:38:12.106803+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:40:48.424084+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:37:13.004192+00', '2026-11-29 17:37:15.008464+00', '2026-11-29 17:37:13.004192+00', '2026-11-29 17:37:13.008464+00', NULL, 1795973833008464, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:37:14.017633+00', '2026-11-29 17:37:14.017633+00', '2026-11-29 17:37:13.017769+00', '2026-11-29 17:37:13.023613+00', NULL, 1795973833023613, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:37:13.02768+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:37:13.023613+00:00"}]', NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', '2026-11-29 17:37:13.046209+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:37:13.052923+00', '2026-11-29 17:37:13.052923+00', '2026-11-29 17:37:13.052923+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:37:14.056082+00', '2026-11-29 17:37:14.056082+00', '2026-11-29 17:37:13.056082+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:37:14.056939+00', '2026-11-29 17:37:14.056939+00', '2026-11-29 17:37:13.056939+00', NULL, '2026-11-29 17:37:13.556939+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:37:13.058387+00', '2985-03-06 17:37:13.058387+00', '2026-11-29 17:37:13.058387+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:37:13.063904+00', '2026-11-29 17:37:13.063904+00', '2026-11-29 17:37:13.063904+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:39:50.108212+00', '2026-11-29 17:39:52.112094+00', '2026-11-29 17:39:50.108212+00', '2026-11-29 17:39:50.112094+00', NULL, 1795973990112094, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:39:51.170621+00', '2026-11-29 17:39:51.170621+00', '2026-11-29 17:39:50.119811+00', '2026-11-29 17:39:50.12308+00', NULL, 1795973990123080, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:39:50.146771+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:39:50.12308+00:00"}]', NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:39:50.216333+00', '2026-11-29 17:39:50.216333+00', '2026-11-29 17:39:50.216333+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:39:51.217832+00', '2026-11-29 17:39:51.217832+00', '2026-11-29 17:39:50.217832+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:39:51.219398+00', '2026-11-29 17:39:51.219398+00', '2026-11-29 17:39:50.219398+00', NULL, '2026-11-29 17:39:50.719398+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:39:50.221147+00', '2985-03-06 17:39:50.221147+00', '2026-11-29 17:39:50.221147+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:39:50.222302+00', '2026-11-29 17:39:50.222302+00', '2026-11-29 17:39:50.222302+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:37:12.106803+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:37:12.106803+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:37:12.106803+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:39:48.424084+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:39:48.424084+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:39:48.424084+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 1141, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:37:12.913803+00', '2026-11-29 17:37:12.945313+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 5836, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:39:49.802112+00', '2026-11-29 17:39:49.860184+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:37:12.774412+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:37:12.779957+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:37:13.067536+00', '2026-11-29 17:37:12.78473+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:39:49.44953+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:39:49.472971+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:39:50.232748+00', '2026-11-29 17:39:49.478108+00', 'tocsin.paused');
 
 
 
@@ -5920,13 +5999,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:37:12.912999+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:39:49.800959+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 1141, '0.1.0', '2026-11-29 17:37:12.917297+00', '2026-11-29 17:37:12.917297+00', '2026-11-29 17:37:12.976981+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 1141, '0.1.0', '2026-11-29 17:37:12.980979+00', '2026-11-29 17:37:12.980979+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 1141, '0.1.0', '2026-11-29 17:37:12.991835+00', '2026-11-29 17:37:12.991835+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 5836, '0.1.0', '2026-11-29 17:39:49.808205+00', '2026-11-29 17:39:49.808205+00', '2026-11-29 17:39:49.912355+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 5836, '0.1.0', '2026-11-29 17:39:49.920194+00', '2026-11-29 17:39:49.920194+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 5836, '0.1.0', '2026-11-29 17:39:49.92875+00', '2026-11-29 17:39:49.92875+00', NULL);
 
 
 
@@ -6215,6 +6294,10 @@ REVOKE ALL ON FUNCTION tocsin._apply_privileges(former_roles oid[], only_table r
 
 
 
+REVOKE ALL ON FUNCTION tocsin._archive(ids bigint[], leases bigint[], results jsonb, outcome text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._archive_partitions() FROM PUBLIC;
 
 
@@ -6252,6 +6335,10 @@ REVOKE ALL ON FUNCTION tocsin._channel(path text) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._check_active(worker_id bigint, doing text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_any_grant() FROM PUBLIC;
 
 
 
@@ -6459,7 +6546,7 @@ REVOKE ALL ON FUNCTION tocsin._lock_own_worker(worker_id bigint) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text, or_running boolean) FROM PUBLIC;
 
 
 
@@ -6643,7 +6730,7 @@ REVOKE ALL ON FUNCTION tocsin._wanted_partitions() FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb, outcome text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb) FROM PUBLIC;
 
 
 
@@ -6679,7 +6766,11 @@ REVOKE ALL ON FUNCTION tocsin.begin_waiting(queue_ids integer[]) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.cancel(message_id bigint, queue text, key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.cancel(message_id bigint, queue text, key text, reason text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.cancel_reasons(ids bigint[], leases bigint[]) FROM PUBLIC;
 
 
 

@@ -62,6 +62,42 @@ async def test_a_finished_job_needs_no_wait(store: tocsin.Store, job: tocsin.Job
     assert not store._process.outcomes.wanted
 
 
+async def test_a_wait_without_time_looks_once(store: tocsin.Store, job: tocsin.Job[int]) -> None:
+    with pytest.raises(trio.TooSlowError):
+        await job.result(timeout=0)
+    await run_once(store)
+    assert await job.result(timeout=0) == 42
+
+
+async def test_tasks_that_wait_look_with_one_statement(dsn_of_quiet_store: str) -> None:
+    async with tocsin.connect(dsn_of_quiet_store, heartbeat=3600) as store:
+        await store.queues.ensure("default")
+        jobs = [await tasks.double.submit(store, n) for n in range(20)]
+        before = await statements(dsn_of_quiet_store)
+        async with trio.open_nursery() as nursery:
+            for job in jobs:
+                nursery.start_soon(job.info)
+        looks = since(before, await statements(dsn_of_quiet_store))
+        assert [n for text, n in looks.items() if "job_outcomes" in text] == [1]
+
+
+async def test_a_lookup_that_is_cancelled_passes_its_turn_on(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    job = await tasks.double.submit(store, 1)
+    found: list[str] = []
+
+    async def look() -> None:
+        found.append((await job.info()).state)
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as first:
+            first.cancel()
+            await job.info()
+        nursery.start_soon(look)
+        nursery.start_soon(look)
+    assert found == ["waiting", "waiting"]
+
+
 async def test_a_wait_has_a_limit(store: tocsin.Store, job: tocsin.Job[int]) -> None:
     with pytest.raises(trio.TooSlowError):
         await job.result(timeout=0.01)

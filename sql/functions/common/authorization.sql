@@ -103,6 +103,20 @@ begin
 end
 $$;
 
+-- Raises an error unless the caller may enqueue to some queue, and so may know which
+-- tasks there are.
+create or replace function tocsin._check_any_grant() returns void
+language plpgsql
+as $$
+begin
+    if not (tocsin._is_admin()
+            or exists (select from tocsin.queue_grants g
+                       where pg_has_role(tocsin._caller(), g.role, 'usage'))) then
+        perform tocsin._refuse_caller('submit jobs', 'Grant a queue to the role with grant_queue.');
+    end if;
+end
+$$;
+
 -- Raises an error unless the caller may register workers of this kind on the queue.
 create or replace function tocsin._check_register(q tocsin.queues, kind text) returns void
 language plpgsql

@@ -50,7 +50,7 @@ begin
     return query
         select m.id, m.task,
                case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
-               m.read_ct, null::text, null::text, m.last_error, null::text
+               m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text
         from tocsin.messages m
         where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id)
         union all

@@ -87,6 +87,7 @@ begin
     end if;
     select x.* into t from tocsin.tasks x where x.name = submit.task;
     if not found then
+        perform tocsin._check_any_grant();
         perform tocsin._raise_error('TC041',
             format('no worker has registered a task "%s"', submit.task),
             jsonb_build_object('task', submit.task),

@@ -149,7 +149,7 @@ begin
     if finished_ids is not null then
         -- as limit_lock_wait() does: see locks.sql
         ignored := set_config('lock_timeout', '250ms', true);
-        archived := tocsin.archive(finished_ids, finished_leases, finished_results);
+        archived := tocsin._archive(finished_ids, finished_leases, finished_results);
         if not true = all (archived) then
             kind := 'lost';
             for id in

@@ -13,11 +13,18 @@
 -- condition on the state says `is not distinct from`. With `=` the planner would use
 -- the index messages_timed, which such a session takes for empty.
 
--- Archives messages. archive.sql explains the partitions and the counts. `results` is a
--- JSON array with the result of each job, and `outcome` the outcome of the jobs.
+-- Archives messages. `results` is a JSON array with the result of each job.
 create or replace function tocsin.archive(ids bigint[], leases bigint[],
-                                          results jsonb default null,
-                                          outcome text default 'succeeded') returns boolean[]
+                                          results jsonb default null) returns boolean[]
+language sql
+as $$ select tocsin._archive(ids, leases, results) $$;
+
+-- Archives messages; `outcome` is the outcome of the jobs among them. A job with a mark
+-- (cancel_reason) is archived as cancelled, and its result is not kept. archive.sql
+-- explains the partitions and the counts.
+create or replace function tocsin._archive(ids bigint[], leases bigint[],
+                                           results jsonb default null,
+                                           outcome text default 'succeeded') returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -51,7 +58,10 @@ begin
                 from 'leased' and m.queue_id = queue
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
                 m.producer_worker_id, m.consumer_worker_id,
-                      m.key, m.payload, m.headers, m.last_error, m.history, m.task, m.options, g.n
+                      m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
+                          as last_error, m.history, m.task, m.options,
+                      case when m.task is null then null when m.cancel_reason is null then outcome
+                          else 'cancelled' end as outcome, g.n
         ), stored as (
             insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at,
                                         dequeued_at, archived_at, keep_until,
@@ -61,9 +71,8 @@ begin
             select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
                 until,
                    f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
-                   f.last_error, f.history, f.task, f.options,
-                   case when f.task is not null then outcome end,
-                   case when f.task is not null then results -> (f.n - 1)::integer end
+                   f.last_error, f.history, f.task, f.options, f.outcome,
+                   case when f.outcome = 'succeeded' then results -> (f.n - 1)::integer end
             from finished f where hours is not null
         )
         select array_agg(f.id), array_agg(f.id) filter (where f.task is not null) into batch, jobs
@@ -91,15 +100,22 @@ as $$
 #variable_conflict use_column
 declare
     settled bigint[];
+    jobs bigint[];
+    queues integer[];
 begin
     with finished as (
         delete from tocsin.messages m
             using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
             from 'leased'
-        returning m.id
+        returning m.id, m.queue_id, m.task
     )
-    select array_agg(f.id) into settled from finished f;
+    select array_agg(f.id), array_agg(f.id) filter (where f.task is not null),
+        array_agg(distinct f.queue_id) filter (where f.task is not null)
+    into settled, jobs, queues from finished f;
+    if jobs is not null then
+        perform tocsin._announce(q, jobs) from unnest(queues) q;
+    end if;
     return tocsin._outcomes(ids, settled);
 end
 $$;
@@ -141,6 +157,22 @@ begin
 end
 $$;
 
+-- Returns for each message, in order, why it is to be cancelled; null: it is not, or the
+-- lease is lost. The holder ends the attempt and then settles the message in any way,
+-- which archives it as cancelled.
+create or replace function tocsin.cancel_reasons(ids bigint[], leases bigint[]) returns text[]
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
+as $$
+begin
+    return (select array_agg(m.cancel_reason order by g.n)
+            from unnest(ids, leases) with ordinality as g (id, lease, n)
+            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+                and m.state is not distinct from 'leased');
+end
+$$;
+
 -- Returns for each id, in order, whether it is one of the settled ids.
 create or replace function tocsin._outcomes(ids bigint[], settled bigint[]) returns boolean[]
 language plpgsql immutable
@@ -175,7 +207,8 @@ $$;
 -- (a dead letter at once) or 'snoozed' (the delivery does not count). With `keep_place`,
 -- a message keeps its place in the queue (see order.sql). Returns for each message, in
 -- order, after how many seconds it is delivered again; Infinity: it is a dead letter
--- now; null: its lease was lost, and nothing was changed.
+-- now; -Infinity: it was to be cancelled, and is archived; null: its lease was lost, and
+-- nothing was changed.
 create or replace function tocsin.fail(
     ids bigint[], leases bigint[], errors text[], tracebacks text[], delays float8[] default null,
     verdicts text[] default null,
@@ -186,8 +219,9 @@ as $$ select tocsin._requeue(ids, leases, null, true, 'handler_failed', errors, 
                              verdicts, keep_place) $$;
 
 -- Requeues messages after a release, a failure, an expired lease or the death of a
--- worker. A message without deliveries left becomes a dead letter. Without a delay the
--- message keeps its place in the queue. A delivery that counts is added to the
+-- worker. A message without deliveries left becomes a dead letter. A job with a mark
+-- (cancel_reason) is archived as cancelled, so no further attempt begins. Without a delay
+-- the message keeps its place in the queue. A delivery that counts is added to the
 -- message's history with its outcome: handler_failed, timed_out,
 -- rejected, lease_expired, worker_died or released. Returns the same as `fail`.
 create or replace function tocsin._requeue(
@@ -206,9 +240,12 @@ declare
     refused bigint[];
 begin
     with held as (
-        select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted,
-               v.outcome = 'rejected' or g.delay is not distinct from 'Infinity' or c.counted
-                   and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries) as exhausted,
+        select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted, m.lease,
+               m.cancel_reason is not null as cancelled,
+               m.cancel_reason is null
+                   and (v.outcome = 'rejected' or g.delay is not distinct from 'Infinity'
+                        or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries))
+                   as exhausted,
                coalesce(make_interval(secs => nullif(g.delay, 'Infinity')), _requeue.delay,
                         tocsin._backoff(q, m.read_ct)) as delay,
                case when c.counted then tocsin._describe_delivery(m, t, v.outcome, g.error)
@@ -234,23 +271,28 @@ begin
             last_error = coalesce(h.error, m.last_error),
             history = tocsin._add_delivery(m.history, h.delivery)
         from held h
-        where m.id = any (ids) and m.id = h.id and not h.exhausted
+        where m.id = any (ids) and m.id = h.id and not h.exhausted and not h.cancelled
     ), moved as (
         select tocsin._move_to_dead_letters(
             array_agg(h.id),
             h.outcome,
             array_agg(h.error), array_agg(h.traceback), array_agg(h.delivery))
         from held h where h.exhausted group by h.outcome
+    ), cancelled as (
+        select tocsin._archive(array_agg(h.id), array_agg(h.lease), outcome => 'cancelled')
+        from held h where h.cancelled having count(*) > 0
     ), rung as (
         select tocsin._ring(b.queue_id)
             from (select distinct h.queue_id from held h where not h.exhausted) b
     )
-    select array_agg(case when h.exhausted then 'Infinity'
+    select array_agg(case when h.exhausted then 'Infinity' when h.cancelled then '-Infinity'
                      else extract(epoch from h.delay)::float8 end order by g.n) into outcomes
     from unnest(ids) with ordinality as g (id, n)
-    left join (select x.id, bool_or(x.exhausted) as exhausted, max(x.delay) as delay from held x
+    left join (select x.id, bool_or(x.exhausted) as exhausted, bool_or(x.cancelled) as cancelled,
+                   max(x.delay) as delay from held x
                group by x.id) h on h.id = g.id
     cross join (select count(*) from moved) all_moved  -- a CTE that is not read is not run
+    cross join (select count(*) from cancelled) all_cancelled
     cross join (select count(*) from rung) all_rung;
     -- A message that could not become a dead letter is delayed: see
     -- _move_to_dead_letters.

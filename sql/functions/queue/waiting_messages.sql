@@ -13,6 +13,14 @@
 --
 -- A held message waits, too. A reschedule changes when it is due, and it stays held.
 --
+-- A job that runs can be cancelled, too. Its row gets a mark, and its holder's process is
+-- notified. The process ends the attempt, and the job is archived as cancelled by
+-- whatever ends its lease: a settlement of any kind, the lease's expiry, or the death of
+-- the worker (_archive, _requeue). Each of them locks the row and reads the mark. So the
+-- statement that comes first, the mark or the settlement, decides; a marked job is never
+-- run again, and its key stays taken until the attempt has ended. A process that misses
+-- the notification reads the mark when it extends the lease (cancel_reasons).
+--
 -- In a transaction of the caller, the change takes effect at the commit. Until then no
 -- consumer can claim the message.
 --
@@ -20,8 +28,10 @@
 -- other producers: messages do not record the role that has enqueued them. The
 -- functions return only the message's id, because such a role may not read messages.
 
--- Locks the named message and returns it. Raises an error unless the message waits.
-create or replace function tocsin._lock_waiting(message_id bigint, queue text, key text)
+-- Locks the named message and returns it. Raises an error unless the message waits or,
+-- with `or_running`, is a job that a worker holds.
+create or replace function tocsin._lock_waiting(message_id bigint, queue text, key text,
+                                                or_running boolean default false)
     returns tocsin.messages
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -46,11 +56,15 @@ begin
         select x.* into m from tocsin.messages x where x.id = wanted;
         exit when not found;
         perform tocsin._check_change(m.queue_id);
-        exit when m.state = 'leased' and m.vt > tocsin._clock();
+        or_running := or_running and m.task is not null;
+        exit when m.state = 'leased' and not or_running
+            and (m.vt > tocsin._clock() or m.cancel_reason is not null);
         select x.* into m from tocsin.messages x
-        where x.id = wanted and (x.state <> 'leased' or x.vt <= tocsin._clock()) for update;
+        where x.id = wanted and (x.state <> 'leased' or or_running or x.vt <= tocsin._clock())
+        for update;
         continue when not found;
-        return case when m.state = 'leased' then tocsin._end_expired_lease(m) else m end;
+        return case when m.state = 'leased' and not or_running
+            then tocsin._end_expired_lease(m) else m end;
     end loop;
     perform tocsin._refuse_change(wanted, queue, key);
 end
@@ -120,25 +134,40 @@ begin
 end
 $$;
 
--- Cancels a message that waits, and returns its id. The message is archived with the
--- error 'cancelled', if its queue keeps an archive. Its key becomes free.
+-- Cancels a message that waits, or a job that waits or runs, and returns its id. The
+-- message is archived with the reason as its error, if its queue keeps an archive, and
+-- its key becomes free; for a job that runs, when the attempt has ended. A second call
+-- for a job that runs changes nothing.
 create or replace function tocsin.cancel(message_id bigint default null, queue text default null,
-                                         key text default null) returns bigint
+                                         key text default null, reason text default 'cancelled')
+    returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set jit = off
 as $$
 #variable_conflict use_column
 declare
-    m tocsin.messages := tocsin._lock_waiting(message_id, queue, key);
+    m tocsin.messages := tocsin._lock_waiting(message_id, queue, key, or_running => true);
 begin
+    reason := coalesce(reason, 'cancelled');
+    if m.state = 'leased' and m.task is not null then
+        update tocsin.messages x set cancel_reason = cancel.reason
+        where x.id = m.id and x.cancel_reason is null;
+        if m.vt <= tocsin._clock() then
+            perform tocsin._requeue(array[m.id], array[m.lease], '0 s', true, 'lease_expired');
+        else
+            perform tocsin._tell_process(w, leases_taken => true)
+            from tocsin.workers w where w.id = m.consumer_worker_id;
+        end if;
+        return m.id;
+    end if;
     -- Lease the message first, so that tocsin.archive accepts it like a handled
     -- message.
     update tocsin.messages x
-    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled',
+    set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = cancel.reason,
         history = m.history
     where x.id = m.id;
-    perform tocsin.archive(array[m.id], array[coalesce(m.lease, 0) + 1], outcome => 'cancelled');
+    perform tocsin._archive(array[m.id], array[coalesce(m.lease, 0) + 1], outcome => 'cancelled');
     if m.due < m.vt then  -- the message kept its place, and so held up the queue: see order.sql
         perform tocsin._ring(m.queue_id);
     end if;

@@ -27,7 +27,7 @@
 -- registered itself (_acts_for).
 
 -- Notifies the process of a worker that it is to read the worker's state or, with
--- `leases_taken`, to check the worker's leases.
+-- `leases_taken`, to check the worker's leases: some are taken, or to be given up.
 create or replace function tocsin._tell_process(w tocsin.workers,
                                                 leases_taken boolean default false) returns void
 language sql

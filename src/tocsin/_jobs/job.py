@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import trio
 
+from tocsin._arguments import check_id
 from tocsin._durations import Duration, to_seconds
+from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin._queue.process.process import Process
 from tocsin.errors import ConnectionLost, JobNotFound
 
+from .control import Rows, cancel_job
 from .definition import Definition
-from .job_info import OUTCOMES, JobInfo, read_outcome, read_row
+from .job_info import JobInfo, read_outcome, read_row
 
 R = TypeVar("R")
 
 
-class Rows(Protocol):
-    """Runs statements that are written for the schema ``tocsin``: a database."""
-
-    async def fetch(
-        self, statement: str, parameters: Sequence[object] = ()
-    ) -> Sequence[tuple[Any, ...]]:
-        """Run a statement, and return its rows."""
+FIRST_LOOK = 5.0
+"""Seconds that the first look for an outcome may take, however short the wait is."""
 
 
 async def find_job(database: Rows, job_id: int) -> JobInfo:
@@ -42,6 +39,17 @@ async def find_job(database: Rows, job_id: int) -> JobInfo:
     if not rows:
         raise JobNotFound(job_id)
     return read_row(rows[0])
+
+
+async def look_up(process: Process, job_id: int) -> JobInfo:
+    """Return how a job stands: see `find_job`.
+
+    Tasks that look at a time share a statement.
+    """
+    row = await process.lookup.find(check_id(job_id, "job_id"))
+    if row is None:
+        raise JobNotFound(job_id)
+    return read_row(row)
 
 
 class Job(Generic[R]):
@@ -69,7 +77,9 @@ class Job(Generic[R]):
         Cancellation:
             Nothing has changed.
         """
-        return await find_job(self._database, self.id)
+        if self._process is None:
+            return await find_job(self._database, self.id)
+        return await look_up(self._process, self.id)
 
     async def result(self, *, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - a shorthand
         """Wait until the job is finished, and return what its function returned.
@@ -84,19 +94,23 @@ class Job(Generic[R]):
             JobTimedOut: It has failed for good; its last attempt has taken too long.
             JobCancelled: It was cancelled.
             JobNotFound: There is no such job, or no longer: its queue keeps what is
-                finished for a shorter time.
+                finished for a shorter time. A wait finds a purged job gone with the
+                next heartbeat.
             ResultInvalid: The result is not what the return annotation says.
             ConnectionLost: The database did not answer to begin with; a later outage
                 does not end the wait.
-            trio.TooSlowError: The time is over. The job goes on.
+            trio.TooSlowError: The time is over. The job goes on. With a ``timeout`` of
+                0, the job is not finished.
 
         Cancellation:
             The job goes on.
         """
         assert self._process is not None
         limit = math.inf if timeout is None else to_seconds(timeout, "timeout", zero=True)
-        with trio.fail_after(limit):
+        began = trio.current_time()
+        with trio.fail_after(max(limit, FIRST_LOOK)):
             info = await self.info()
+        with trio.fail_at(began + limit):
             if not info.finished:
                 async with self._process.outcomes.waiting(self.id) as wait:
                     while not info.finished:
@@ -106,18 +120,21 @@ class Job(Generic[R]):
                             info = await self.info()
         return self.read(info)
 
-    async def cancel(self) -> None:
-        """Cancel the job.
+    async def cancel(self, reason: str = "cancelled") -> None:
+        """Cancel the job: see `Jobs.cancel`.
+
+        Args:
+            reason: The reason, which `JobCancelled` has.
 
         Raises:
-            MessageNotWaiting: The job is running or has finished.
-            MessageNotFound: There is no such job, or no longer.
+            MessageNotWaiting: The job is finished.
+            JobNotFound: There is no such job, or no longer.
             ConnectionLost: The database did not answer.
 
         Cancellation:
-            Atomic: the job is cancelled or nothing has changed.
+            Atomic.
         """
-        await self._database.fetch("select tocsin.cancel(%s)", [self.id])
+        await cancel_job(self._database, self.id, reason)
 
     def read(self, info: JobInfo) -> R:
         """Return the result of a finished job as the task's function returned it.

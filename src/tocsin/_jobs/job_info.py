@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
@@ -12,12 +12,6 @@ from tocsin.errors import JobCancelled, JobFailed, JobTimedOut
 
 JobState: TypeAlias = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
 """How a job stands."""
-
-OUTCOMES: Final = (
-    "select id, task, state, attempts, result, reason, error, traceback"
-    " from tocsin.job_outcomes(%s::bigint[])"
-)
-"""Asks how jobs stand; a row of the answer is for `read_row`."""
 
 
 @attrs.frozen

@@ -15,8 +15,9 @@ from tocsin._queue.producing.sending import QueueSender
 from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
+from .control import cancel_job
 from .definition import Call, Definition
-from .job import Job, find_job
+from .job import Job, look_up
 from .job_info import JobInfo
 from .submitting import SubmissionBatch, build_submission, queue_of, refuse_schema
 
@@ -150,4 +151,27 @@ class Jobs:
         Cancellation:
             Nothing has changed.
         """
-        return await find_job(self._database, job_id)
+        return await look_up(self._process, job_id)
+
+    async def cancel(self, job_id: int, *, reason: str = "cancelled") -> None:
+        """Cancel a job, so that no attempt begins any more.
+
+        A job that waits is cancelled at once. If the job runs, the worker's process is
+        notified, and cancels the function: an async one by its cancel scope; a plain
+        one is left alone in its thread, where `CurrentJob.check_cancelled` raises. The
+        job is cancelled when the attempt has ended, however it ends. The first of the
+        two decides: this call, or the end of the function.
+
+        Args:
+            reason: The reason, which `JobCancelled` has.
+
+        Raises:
+            MessageNotWaiting: The job is finished.
+            JobNotFound: There is no such job, or no longer.
+            PermissionDenied: The queue was not granted.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Atomic.
+        """
+        await cancel_job(self._database, job_id, reason)

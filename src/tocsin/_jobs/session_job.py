@@ -9,17 +9,20 @@ from typing import Any, Generic, TypeVar, cast
 import psycopg
 import trio
 
+from tocsin._arguments import check_text
 from tocsin._concurrency.grace import GRACE
 from tocsin._database.caller_connection import Async, Blocking, call_rows, call_rows_async
 from tocsin._database.schema import Schema
 from tocsin._durations import Duration
+from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin.driver import TrioConnection
 from tocsin.errors import JobNotFound, TocsinError
 
 from .connections import AsyncTarget, BlockingTarget, check_idle, unwrap_async, unwrap_blocking
+from .control import CANCEL, job_not_found
 from .definition import Definition
 from .job import Job
-from .job_info import OUTCOMES, JobInfo, read_outcome, read_row
+from .job_info import JobInfo, read_outcome, read_row
 from .session_wait import Listen, SessionWait, Statement
 
 R = TypeVar("R")
@@ -146,14 +149,18 @@ class BlockingJob(Generic[R]):
         outcome = read_outcome(self._wait(connection, wait))
         return cast(R, self._definition.signature.read_result(outcome))
 
-    def cancel(self) -> None:
-        """Cancel the job, in the transaction of the connection.
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Cancel the job, in the transaction of the connection: see `Jobs.cancel`.
+
+        Args:
+            reason: The reason, which `JobCancelled` has.
 
         Raises:
-            MessageNotWaiting: The job is running or has finished.
-            MessageNotFound: There is no such job, or no longer.
+            MessageNotWaiting: The job is finished.
+            JobNotFound: There is no such job, or no longer.
         """
-        self._fetch("select tocsin.cancel(%s)", [self.id])
+        with job_not_found(self.id):
+            self._fetch(CANCEL, [self.id, check_text(reason, "reason")])
 
     def _fetch(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
         return call_rows(unwrap_blocking(self._target), self._schema, statement, parameters)

@@ -13,9 +13,10 @@ from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from tocsin._durations import Duration, to_seconds
+from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin.errors import JobNotFound
 
-from .job_info import OUTCOMES, JobInfo, read_row
+from .job_info import JobInfo, read_row
 
 SHORTEST: Final = 0.001
 """The first pause, in seconds, before asking again about open transactions."""

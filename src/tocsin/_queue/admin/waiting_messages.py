@@ -28,7 +28,8 @@ class WaitingMessages:
         """Finish a message that waits, so that it is never delivered; return its id.
 
         Name it by its id, or by ``queue`` and ``key``. It is archived with "cancelled"
-        as its last error, where its queue keeps anything, and its key is free.
+        as its last error, where its queue keeps anything, and its key is free. A job
+        that runs is cancelled, too: see `Jobs.cancel`.
 
         Args:
             connection: Cancel it when the transaction of this connection commits; see

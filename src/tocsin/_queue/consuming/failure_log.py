@@ -80,13 +80,16 @@ def log_failure(
 def _summarize(outcomes: Sequence[float | str | None]) -> str:
     if len(outcomes) == 1:
         return _describe(outcomes[0])
-    delays = sorted(o for o in outcomes if isinstance(o, float) and o != math.inf)
+    delays = sorted(o for o in outcomes if isinstance(o, float) and math.isfinite(o))
     dead, gone = outcomes.count(math.inf), outcomes.count(None)
+    cancelled = outcomes.count(-math.inf)
     parts = [o for o in outcomes[:1] if isinstance(o, str)]
     if delays:
         parts.append(f"{len(delays)} are delivered again in {delays[0]:.1f} to {delays[-1]:.1f} s")
     if dead:
         parts.append(f"{dead} are dead letters now")
+    if cancelled:
+        parts.append(f"{cancelled} were cancelled")
     if gone:
         parts.append(f"{gone} had lost their leases, and are already requeued")
     return ", ".join(parts)
@@ -99,6 +102,8 @@ def _describe(outcome: float | str | None) -> str:
         return "its lease was lost, and it is already requeued"
     if outcome == math.inf:
         return "it is a dead letter now"
+    if outcome == -math.inf:
+        return "it was cancelled"
     return (
         f"it is delivered again in {outcome:.1f} s" if outcome else "it is delivered again at once"
     )

@@ -18,6 +18,8 @@ from time import perf_counter
 
 import trio
 
+from tocsin._queue.message import Message
+
 from .completer import Completer
 from .handlers import HandlerOptions
 from .lease_clock import lease_time
@@ -111,13 +113,9 @@ class HandlerPool:
             with run.calling(call), call.scope:
                 while prefetch and run.may_claim and not call.scope.cancel_called:
                     call.messages = prefetch.take(self._options.size)
-                    if expired := leases.start(call, now):
-                        completer.unsettled.to_release += expired
-                        logger.warning(
-                            "%d leases ended before a handler could begin; the process was stopped,"
-                            " or blocked",
-                            len(expired),
-                        )
+                    if over := leases.start(call, now):
+                        completer.unsettled.to_release += over
+                        _warn_of_expired([m for m in over if not leases.is_cancelled(m)])
                     if messages := call.messages:
                         watched.calling = True
                         raised = await invoke(self._options, messages)
@@ -136,10 +134,21 @@ class HandlerPool:
                     if slots is not None or _has_changed(context):
                         break  # another run may have waited for the slot for longer
         finally:
+            if cancelled := call.take_cancelled(leases):
+                completer.add(cancelled, None)
+                run.waiter.wake()
             self._tasks.working -= 1
             if slots is not None:
                 slots.release()
         return not _has_changed(context)  # a cancelled call may have changed the context
+
+
+def _warn_of_expired(messages: list[Message]) -> None:
+    if messages:
+        logger.warning(
+            "%d leases ended before a handler could begin; the process was stopped, or blocked",
+            len(messages),
+        )
 
 
 class _Tasks:

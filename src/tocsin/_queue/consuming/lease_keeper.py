@@ -3,8 +3,10 @@
 A lease is extended when half of its time has gone. One statement extends all leases
 that are due, and a handler that ends sooner costs no statement. When the database says
 that a lease is gone, the handler that relied on it is cancelled: it could not settle
-anyway. A statement that is not answered is sent on another connection before the leases
-end, so the leases do not depend on a single connection.
+anyway. The same statement says which messages were cancelled. Their handlers are
+cancelled, too; the leases stay, and the run settles these messages when the handlers
+have ended. A statement that is not answered is sent on another connection before the
+leases end, so the leases do not depend on a single connection.
 """
 
 from __future__ import annotations
@@ -40,6 +42,12 @@ that is left of them.
 
 LOCKED_PAUSE = 0.25
 """Seconds between two extensions of a lease whose message another transaction locks."""
+
+
+_EXTEND = (
+    "select tocsin.extend(%s::bigint[], %s::bigint[], %s),"
+    " tocsin.cancel_reasons(%s::bigint[], %s::bigint[])"
+)
 
 
 class LeaseKeeper:
@@ -147,16 +155,17 @@ class LeaseKeeper:
             The leases are extended or not.
         """
         now = lease_time()
-        parameters = [*settle_arguments(messages), timedelta(seconds=seconds)]
+        ids, tokens = settle_arguments(messages)
+        parameters = [ids, tokens, timedelta(seconds=seconds), ids, tokens]
         held = [h for m in messages if m in self._leases and (h := self._leases.get(m.id))]
         left = min((h.expires for h in held), default=math.inf) - now
-        ((extended,),) = await self._database.fetch_from_any(
-            "select tocsin.extend(%s::bigint[], %s::bigint[], %s)",
-            parameters,
-            after=min(max(left / 4, SOONEST), LATEST),
+        ((extended, reasons),) = await self._database.fetch_from_any(
+            _EXTEND, parameters, after=min(max(left / 4, SOONEST), LATEST)
         )
-        for message, still_ours in zip(messages, extended, strict=True):
+        for message, still_ours, reason in zip(messages, extended, reasons, strict=True):
             lease = self._leases.get(message.id) if message in self._leases else None
+            if lease is not None and reason is not None and not self._leases.is_cancelled(message):
+                _on_cancelled(self._leases, lease, reason)
             if lease is not None and still_ours is not False:
                 if still_ours:
                     lease.expires = now + seconds
@@ -261,3 +270,13 @@ def _on_lost(leases: Leases, held: Lease, level: int = logging.WARNING) -> None:
         logger.log(level, "the lease of message %d is gone; its handler is cancelled", message_id)
         call.lost = message_id
         cancel(call.scope, f"the lease of message {message_id} is gone")
+
+
+def _on_cancelled(leases: Leases, held: Lease, reason: str) -> None:
+    call, message = held.call, held.message
+    leases.mark_cancelled(message)
+    if call is None or message not in call.messages:
+        return  # its handler has not begun, or has ended
+    if all(m not in leases or leases.is_cancelled(m) for m in call.messages):
+        logger.info("message %d is cancelled: %s", message.id, reason)
+        cancel(call.scope, f"message {message.id} is cancelled: {reason}")

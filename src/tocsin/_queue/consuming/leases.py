@@ -35,6 +35,12 @@ class CallScope:
     lost: int | None = None
     """Id of the message whose lease was lost last, so that the scope was cancelled."""
 
+    def take_cancelled(self, leases: Leases) -> list[Message]:
+        """Take the messages that were cancelled while the handler worked on them."""
+        cancelled = [m for m in self.messages if m in leases and leases.is_cancelled(m)]
+        self.messages = [m for m in self.messages if m not in cancelled]
+        return cancelled
+
 
 @attrs.define(eq=False)
 class Lease:
@@ -79,6 +85,7 @@ class HeldLeases:
         self._held: dict[int, Lease] = {}
         self._undecoded: list[ClaimedBatch] = []
         self._in_transaction: dict[int, Lease] = {}
+        self._cancelled: set[int] = set()
         self._drops = trio.lowlevel.ParkingLot()
 
     def __contains__(self, message: Message) -> bool:
@@ -118,22 +125,23 @@ class HeldLeases:
         """Record that a handler relies on the leases of a call's messages from now on.
 
         Messages whose lease is gone are taken out of the call. So are messages that are
-        new to the call and whose lease is over by this process's clock: the process was
-        stopped for a while, and another consumer may have claimed them.
+        new to the call and were cancelled, or whose lease is over by this process's
+        clock: the process was stopped for a while, and another consumer may have
+        claimed them.
 
         Args:
             call: The call.
             now: By `lease_time`.
 
         Returns:
-            The messages whose lease is over.
+            The messages that were cancelled, or whose lease is over.
         """
         over: list[Message] = []
         for message in list(call.messages):
             held = self._held.get(message.id)
             if held is None or held.message is not message:
                 call.messages.remove(message)
-            elif held.call is not call and held.expires <= now:
+            elif held.call is not call and (message.id in self._cancelled or held.expires <= now):
                 call.messages.remove(message)
                 over.append(message)
             else:
@@ -180,6 +188,7 @@ class HeldLeases:
                 held.message is message or held.message.lease_token == message.lease_token
             ):
                 del self._held[message_id]
+                self._cancelled.discard(message_id)
                 if held.in_transaction:
                     del self._in_transaction[message_id]
                 if message_id not in lost:
@@ -234,6 +243,16 @@ class Leases(HeldLeases):
         if held is None:
             raise LeaseLost(message, operation)
         return held.message
+
+    # Messages that were cancelled
+
+    def is_cancelled(self, message: Message) -> bool:
+        """Return whether this message, which is held, was cancelled."""
+        return message.id in self._cancelled
+
+    def mark_cancelled(self, message: Message) -> None:
+        """Record that this message, which is held, was cancelled."""
+        self._cancelled.add(message.id)
 
     # Messages that the caller has dequeued
 

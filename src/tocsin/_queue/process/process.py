@@ -30,6 +30,7 @@ from .bell import Bell
 from .heartbeat import Heartbeat, Schedule
 from .listener import Listener, ListenProof
 from .membership import LocalWorker, Membership, ProcessRegistration
+from .outcome_lookup import OutcomeLookup
 from .outcome_waits import OutcomeWaits
 from .waiter_locks import WaiterLocks
 from .waits import Waits
@@ -63,6 +64,8 @@ class Process:
             telemetry: Where this process and its consumers report their work.
         """
         self._wakeup = Wakeup()
+        self.lookup: OutcomeLookup = OutcomeLookup(database)
+        """Looks for the outcomes of jobs."""
         self.telemetry: Telemetry = telemetry
         """Where this process and its consumers report their work."""
         self.bell: Bell = Bell(self._wakeup.wake, telemetry.events)
