@@ -65,7 +65,7 @@ def test_a_task_looks_like_its_function() -> None:
     assert as_function.__name__ == "send"
     assert as_function.__doc__ == send.function.__doc__
     assert inspect.signature(send) == inspect.signature(send.function)
-    assert inspect.unwrap(send) is send.function
+    assert as_function.__wrapped__ is send.function
     assert repr(send) == "<tocsin.Task tests.unit.test_task.send of queue 'default'>"
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, NewType, TypedDict
 from uuid import UUID
 
@@ -142,6 +143,14 @@ def test_all_faults_are_named() -> None:
         (str | None, None, None),
         (list[int], [1, 2], [1, 2]),
         (dict[str, list[int]], {"a": [1]}, {"a": [1]}),
+        (dict[int, str], {1: "a", -20: "b"}, {"1": "a", "-20": "b"}),
+        (Mapping[UserId, list[Point]], {UserId(1): [Point(1, 2)]}, None),
+        (dict[UUID, int], {UUID(int=5): 1}, {"00000000-0000-0000-0000-000000000005": 1}),
+        (dict[Colour, int], {Colour.RED: 1}, {"red": 1}),
+        (dict[date, int], {date(2026, 1, 2): 1}, {"2026-01-02": 1}),
+        (tuple[int, ...], (1, 2), [1, 2]),
+        (list[Any], [1, {"a": None}], [1, {"a": None}]),
+        (PurePath, PurePath("a/b"), "a/b"),
         (tuple[int, str], (1, "a"), [1, "a"]),
         (set[str], {"a"}, ["a"]),
         (Any, {"a": [1, None]}, {"a": [1, None]}),
@@ -200,6 +209,95 @@ def test_no_json_type_is_taken_for_another(
         signature(annotation).read_arguments({"value": form})
     assert refused.value.path == path
     assert said in refused.value.reason
+
+
+@attrs.frozen
+class SpecialOrder(Order):
+    note: str = ""
+
+
+@attrs.frozen
+class LikeOrder:
+    id: int
+    to: Address
+    items: list[str] = attrs.Factory(list)
+
+
+@attrs.define
+class Counter:
+    start: int
+    now: int = attrs.field(init=False, default=0)
+
+
+class SpecialModel(Model):
+    note: str = ""
+
+
+class Text(str):
+    pass
+
+
+COUNTED = Counter(1)
+COUNTED.now = 7
+WHEN = datetime(2026, 1, 2, tzinfo=UTC)
+TO = Address("High St", 5)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "path", "said"),
+    [
+        (Order, SpecialOrder(1, TO, note="x"), "$.value", "must be Order, not SpecialOrder"),
+        (Order, LikeOrder(1, TO), "$.value", "must be Order, not LikeOrder"),
+        (list[Order], [SpecialOrder(1, TO)], "$.value[0]", "must be Order, not SpecialOrder"),
+        (Order | None, SpecialOrder(1, TO), "$.value", "must be Order, not SpecialOrder"),
+        (dict[str, Order], {"a": LikeOrder(1, TO)}, "$.value.a", "must be Order, not LikeOrder"),
+        (Counter, COUNTED, "$.value.now", "7 would come back as 0"),
+        (Model, SpecialModel(id=1, when=WHEN, note="x"), "$.value", "would come back as"),
+        (set[int], [1, 1], "$.value", "must be set, not list"),
+        (list[int], {1, 2}, "$.value", "must be list, not set"),
+        (list[Any], [b"x"], "$.value[0]", "must be str, not bytes"),
+        (list[Any], [Point(1, 2)], "$.value[0]", "must be dict, not Point"),
+        (UUID, "00000000-0000-0000-0000-000000000005", "$.value", "must be UUID, not str"),
+        (date, datetime(2026, 1, 2), "$.value", ""),
+        (str, Text("a"), "$.value", "must be str, not Text"),
+        (dict[int, str], {"1": "a"}, "$.value", ""),
+        (dict[int, str], {True: "a"}, "$.value", ""),
+        (Any, b"x", "$.value", ""),
+        (Any, {"a": {1, 2}}, "$.value.a", ""),
+    ],
+    ids=str,
+)
+def test_what_would_not_come_back_as_it_is_is_refused_where_it_is_submitted(
+    annotation: Any, value: Any, path: str, said: str
+) -> None:
+    with pytest.raises(ArgumentsInvalid) as refused:
+        signature(annotation).write_arguments((value,), {})
+    assert refused.value.path == path
+    assert said in refused.value.reason
+
+
+@pytest.mark.parametrize("form", ["01", "+1", "1.0", "a", " 1"])
+def test_a_key_that_is_not_the_digits_of_an_int_is_refused(form: str) -> None:
+    with pytest.raises(ArgumentsInvalid, match="must be the digits of an int"):
+        signature(dict[int, str]).read_arguments({"value": {form: "a"}})
+
+
+@pytest.mark.parametrize(
+    "annotation", [dict[float, str], dict[tuple[int, int], str], list[dict[Point, int]]], ids=str
+)
+def test_a_mapping_whose_keys_are_no_texts_is_refused_where_the_task_is_defined(
+    annotation: Any,
+) -> None:
+    with pytest.raises(TypeError, match="have no text as their JSON form"):
+        signature(annotation)
+
+
+def test_a_cyclic_value_is_refused() -> None:
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    for annotation in (list[Any], Any):
+        with pytest.raises(ArgumentsInvalid):
+            signature(annotation).write_arguments((cyclic,), {})
 
 
 @pytest.mark.parametrize("value", ["text", 5, None, Point(1, 2)], ids=str)

@@ -24,6 +24,9 @@ from tocsin._queue.payload import encode
 from tocsin.errors import PayloadInvalid
 from tocsin.errors._jobs import Fault
 
+from .fidelity import find_changes
+from .mapping_keys import register_mapping_keys
+
 
 class Unconvertible(Exception):
     """A value that does not have the form of its annotation, or no JSON form."""
@@ -61,7 +64,8 @@ class Conversion:
         """Return the JSON form of a value, which `from_json` accepts.
 
         Raises:
-            Unconvertible: The value is not of this type.
+            Unconvertible: The value is not of this type, or would not come back as it
+                is.
         """
         if self._trusting:
             return value  # JSON, or refused when it is written
@@ -71,7 +75,8 @@ class Conversion:
             raise Unconvertible(
                 [Fault("$", f"{_article(value)} is not a {_name(self._type)}")]
             ) from error
-        self.from_json(form)
+        if changes := list(find_changes(value, self.from_json(form))):
+            raise Unconvertible(changes)
         return cast(object, form)
 
     def from_json(self, form: object) -> Any:
@@ -184,6 +189,7 @@ def _make_converter() -> JsonConverter:
     ):
         converter.register_structure_hook(kind, _from_text(kind, parse))
         converter.register_unstructure_hook(kind, str)
+    register_mapping_keys(converter)
     converter.register_structure_hook_func(_is_pydantic, _from_pydantic)
     converter.register_unstructure_hook_func(_is_pydantic, _to_pydantic)
     return converter
