@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Unpack
 
@@ -231,16 +231,25 @@ class Store:
         )
 
     def worker(
-        self, tasks: Iterable[Task[..., Any]], *, concurrency: int = 1, name: str | None = None
+        self,
+        tasks: Iterable[Task[..., Any]],
+        *,
+        concurrency: int = 1,
+        queues: Mapping[str, int] | None = None,
+        name: str | None = None,
     ) -> AbstractAsyncContextManager[JobWorker]:
         """Register a worker that runs the jobs of these tasks.
 
-        It has a consumer for each queue of the tasks, for as long as the block lasts.
+        It has a consumer for each queue that it serves, for as long as the block lasts.
         However the block ends, the jobs that it holds are released.
 
         Args:
             tasks: The tasks. They are registered, so that SQL can submit them.
             concurrency: How many jobs run at a time, over all queues.
+            queues: The queues that the worker serves, with their weights. While several
+                of them have jobs that are due, the worker begins jobs of each in
+                proportion to its weight. Without, it serves the queues of the tasks,
+                with equal weights.
             name: A name in the registry; one is made up without it.
 
         Raises:
@@ -248,7 +257,7 @@ class Store:
             StateTransitionError: The name is in use.
             SchemaMissing: Tocsin is not installed.
             ConnectionLost: The database did not answer.
-            ValueError: There is no task, or two have one name.
+            ValueError: There is no task, or two have one name; a number is too small.
 
         Cancellation:
             The registrations end, as they do at any end of the block.
@@ -257,7 +266,9 @@ class Store:
             self._database,
             self._process,
             tasks,
+            begin_transaction=self.transaction,
             concurrency=concurrency,
+            queues=queues,
             name=_check_worker_name(name),
         )
 

@@ -51,6 +51,19 @@ async def generates(message):
     yield
 
 number = 3
+
+import tocsin
+
+@tocsin.task(queue="q")
+async def double(number: int) -> int:
+    log.info("doubles %s", number)
+    return 2 * number
+
+@tocsin.task(queue="other")
+def negate(number: int) -> int:
+    log.info("negates %s", number)
+    return -number
+
 async def two(first, second): ...
 """
 
@@ -384,3 +397,49 @@ def test_an_option_that_makes_no_sense_is_bad_usage_before_anything_begins(
     code, _, error = cli("worker", "run", "q", "math:sqrt", "--once", *words)
     assert (code, one_line(error)) == (2, True)
     assert cli("worker", "list", "--format", "json").json == []
+
+
+# Tasks
+
+OUTCOMES = "select task, result from tocsin.archive order by task"
+
+
+@pytest.mark.parametrize("tasks", [["service"], ["service:double", "service:negate", "service"]])
+def test_the_jobs_of_a_modules_tasks_run(
+    cli: Call, store_dsn: str, folder: Path, tasks: list[str]
+) -> None:
+    for queue in "q", "other":
+        cli("queue", "create", queue)
+    options = [option for task in tasks for option in ("--tasks", task)]
+    empty = run(store_dsn, folder, *options, "--once")  # registers the tasks
+    assert empty.returncode == 0, empty.stderr
+    ask(store_dsn, "select tocsin.submit('service.double', '[21]')")
+    ask(store_dsn, "select tocsin.submit('service.negate', '[7]')")
+    ended = run(store_dsn, folder, *options, "--once", "--concurrency", "2", "--name", "mine")
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert ask(store_dsn, OUTCOMES) == [("service.double", 42), ("service.negate", -7)]
+    assert "2 handled, 0 released" in ended.stderr
+    for said in "doubles 21 queue=q", "negates 7 queue=other":
+        (line,) = [line for line in ended.stderr.splitlines() if said in line]
+        assert "delivery=1 task=service." in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "logging"], "module logging has no tasks"),
+        (["--tasks", "service:send"], "service:send is not a task; put @tocsin.task before it"),
+        (["--tasks", "nowhere"], "cannot import nowhere: ModuleNotFoundError"),
+        (["--tasks", "service", "q"], "--tasks does not take a queue and a handler"),
+        (["--tasks", "service", "--batch", "2", "--vt", "3"], "does not take --batch, --vt"),
+        ([], "expected QUEUE and MODULE:HANDLER, or --tasks"),
+        (["q"], "expected QUEUE and MODULE:HANDLER, or --tasks"),
+    ],
+)
+def test_tasks_that_cannot_run_are_refused(
+    cli: Call, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    ended = cli("worker", "run", *arguments)
+    assert (ended.code, said in ended.error) == (2, True), ended

@@ -1,4 +1,4 @@
-"""Load handlers that the command line names: ``module:function``.
+"""Load what the command line names: a handler, ``module:function``, or tasks.
 
 The working directory is on the import path.
 """
@@ -10,11 +10,12 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from tocsin._jobs.task import Task
 from tocsin._queue.consuming.handler_kind import is_async_handler
 from tocsin._queue.consuming.handlers import check_handler
 
@@ -31,14 +32,7 @@ def load(name: str) -> Callable[[Any], Any]:
     module_name, _, path = name.partition(":")
     if not module_name or not path:
         raise click.UsageError(f"{name!r} is not a handler; expected module:function", context)
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        handler = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
-    except (Exception, SystemExit) as error:  # the module's own code may raise any of these
-        raise click.UsageError(
-            f"cannot import {name}: {type(error).__name__}: {error}", context
-        ) from error
+    handler = _import(name)
     if not callable(handler):
         raise click.UsageError(
             f"{name} is a {type(handler).__name__}, not a function of one argument", context
@@ -56,6 +50,43 @@ def load(name: str) -> Callable[[Any], Any]:
     except ValueError:  # some builtins have no signature
         pass
     return _logging(handler)
+
+
+def load_tasks(names: Sequence[str]) -> list[Task[..., Any]]:
+    """Return the tasks of these names: ``module`` for all of a module, ``module:task``.
+
+    Raises:
+        click.UsageError: There is no such task; the text says why.
+    """
+    tasks: list[Task[..., Any]] = []
+    for name in names:
+        found = _import(name)
+        if ":" not in name:
+            of_module = [value for value in vars(found).values() if isinstance(value, Task)]
+            if not of_module:
+                raise click.UsageError(f"module {name} has no tasks", click.get_current_context())
+            tasks += of_module
+        elif isinstance(found, Task):
+            tasks.append(found)
+        else:
+            raise click.UsageError(
+                f"{name} is not a task; put @tocsin.task before it", click.get_current_context()
+            )
+    return list(dict.fromkeys(tasks))
+
+
+def _import(name: str) -> Any:
+    """Return the module, or what is named in it after a colon."""
+    module_name, _, path = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+        return functools.reduce(getattr, path.split("."), module) if path else module
+    except (Exception, SystemExit) as error:  # the module's own code may raise any of these
+        raise click.UsageError(
+            f"cannot import {name}: {type(error).__name__}: {error}", click.get_current_context()
+        ) from error
 
 
 def _logging(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -1,8 +1,8 @@
 """Write the log of a worker's process to standard error, as lines or JSON objects.
 
-While a handler runs, its log records have the fields of its message: each call has its
-own context (``contextvars``), also in a thread. Tocsin's own records about a message
-have the same fields.
+While a handler runs, its log records have the fields of its message, and those of a
+task's function also the task: each call has its own context (``contextvars``), also in
+a thread. Tocsin's own records about a message have the same fields.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-from tocsin import Message
+from tocsin import Message, current_job
 
 from .render import printable
 
@@ -23,7 +23,7 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 
 
-_current: ContextVar[dict[str, object]] = ContextVar("tocsin_message")
+_current: ContextVar[dict[str, object] | None] = ContextVar("tocsin_message")
 
 
 @contextmanager
@@ -61,7 +61,20 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
         for name in ("queue", "message_id", "delivery")
         if hasattr(record, name)
     }
-    return own or _current.get({})
+    return own or _current.get(None) or _fields_of_job()
+
+
+def _fields_of_job() -> dict[str, object]:
+    try:
+        job = current_job()
+    except LookupError:
+        return {}
+    return {
+        "queue": job.message.queue,
+        "message_id": job.id,
+        "delivery": job.attempt,
+        "task": job.task,
+    }
 
 
 class _TextLines(logging.Formatter):

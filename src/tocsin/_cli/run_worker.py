@@ -1,4 +1,4 @@
-"""``tocsin worker run``: consume a queue with a handler."""
+"""``tocsin worker run``: consume a queue with a handler, or run the jobs of tasks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import logging
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tocsin import Suspended, drain_on_signals
+from tocsin import Consumer, Store, Suspended, Task, drain_on_signals
 from tocsin._cli import handlers, logs
 from tocsin._durations import to_timedelta
+from tocsin._jobs.job_consumer import JobConsumer
 
-from .options import COUNT, DURATION, queue_argument
+from .options import COUNT, DURATION
 from .program import Command, Common, ExitCode, with_target
 from .reload import run_and_restart
 
@@ -30,10 +32,21 @@ logger = logging.getLogger("tocsin.cli")
         ),
         "tocsin worker run emails my_service:send --once",
         "tocsin worker run emails my_service:send --reload --log-level debug",
+        "tocsin worker run --tasks my_service.tasks --concurrency 10",
+        "tocsin worker run --tasks my_service.tasks:send --tasks my_service.reports --once",
     ],
 )
-@queue_argument
-@click.argument("handler", metavar="MODULE:HANDLER")
+@click.argument("queue", metavar="[QUEUE]", required=False)
+@click.argument("handler", metavar="[MODULE:HANDLER]", required=False)
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="MODULE[:TASK]",
+    help=(
+        "Run the jobs of this task, or of all tasks of a module, in the place of a queue and a"
+        " handler; may be repeated."
+    ),
+)
 @click.option(
     "--concurrency",
     type=COUNT,
@@ -98,8 +111,9 @@ logger = logging.getLogger("tocsin.cli")
 async def run(
     common: Common,
     *,
-    queue: str,
-    handler: str,
+    queue: str | None,
+    handler: str | None,
+    tasks: tuple[str, ...],
     concurrency: int,
     batch: int | None,
     once: bool,
@@ -114,7 +128,8 @@ async def run(
 ) -> int:
     """Consume a queue with a handler: a function of one message, async or plain.
 
-    With --batch the handler is a function of a list of messages.
+    With --batch the handler is a function of a list of messages. With --tasks the
+    worker serves the queues of the tasks, and each job has the timeout of its task.
 
     The command imports the module from the working directory. When the handler returns,
     its message is archived. When it raises, the message is delivered again later, or
@@ -132,37 +147,70 @@ async def run(
             raise ValueError("--name must not be empty")
         if ordered and (batch is not None or concurrency != 1):
             raise ValueError("--ordered takes neither --batch nor a --concurrency above 1")
+        if tasks:
+            refused = {
+                "a queue and a handler": queue,
+                "--batch": batch,
+                "--ordered": ordered or None,
+                "--timeout": timeout,
+                "--vt": vt,
+            }
+            if given := [option for option, value in refused.items() if value is not None]:
+                raise ValueError(f"--tasks does not take {', '.join(given)}")
+        elif queue is None or handler is None:
+            raise ValueError("expected QUEUE and MODULE:HANDLER, or --tasks")
     except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
     if reload:
         command = [sys.executable, "-m", "tocsin", *(a for a in sys.argv[1:] if a != "--reload")]
         return await run_and_restart(command, Path.cwd())
-    function = handlers.load(handler)
+    loaded = handlers.load_tasks(tasks) if handler is None else handlers.load(handler)
     logs.set_up(log_level, log_format)
-    async with common.connect() as store, store.consumer(queue, name=name) as consumer:
-        logger.info(
-            "worker %d (%s) consumes %r with %s", consumer.worker_id, consumer.name, queue, handler
-        )
+    async with common.connect() as store:
         try:
-            async with drain_on_signals(consumer, grace=grace):
-                if batch is None:
-                    await consumer.handle(
-                        function,
-                        concurrency=concurrency,
-                        vt=vt,
-                        timeout=timeout,
-                        once=once,
-                        ordered=ordered,
-                    )
-                else:
-                    await consumer.handle_batches(
-                        function,
-                        size=batch,
-                        concurrency=concurrency,
-                        vt=vt,
-                        timeout=timeout,
-                        once=once,
-                    )
+            if isinstance(loaded, list):
+                await _run_tasks(store, loaded, concurrency, name, grace, once=once)
+            else:
+                options: dict[str, Any] = {
+                    "concurrency": concurrency,
+                    "vt": vt,
+                    "timeout": timeout,
+                    "once": once,
+                }
+                async with store.consumer(str(queue), name=name) as consumer:
+                    _log_start(consumer, str(handler))
+                    async with drain_on_signals(consumer, grace=grace):
+                        if batch is None:
+                            await consumer.handle(loaded, ordered=ordered, **options)
+                        else:
+                            await consumer.handle_batches(loaded, size=batch, **options)
         except Suspended as suspended:
             logger.info("%s", suspended)
     return ExitCode.DONE
+
+
+async def _run_tasks(
+    store: Store,
+    tasks: list[Task[..., Any]],
+    concurrency: int,
+    name: str | None,
+    grace: timedelta | None,
+    *,
+    once: bool,
+) -> None:
+    names = ", ".join(task.name for task in tasks)
+    async with store.worker(tasks, concurrency=concurrency, name=name) as worker:
+        for consumer in worker.consumers:
+            _log_start(consumer, names)
+        async with drain_on_signals(grace=grace):
+            await worker.run(once=once)
+
+
+def _log_start(consumer: Consumer | JobConsumer, work: str) -> None:
+    logger.info(
+        "worker %d (%s) consumes %r with %s",
+        consumer.worker_id,
+        consumer.name,
+        consumer.queue,
+        work,
+    )

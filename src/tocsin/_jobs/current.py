@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 
 import attrs
 import trio
 
+from tocsin._database.caller_connection import AnyConnection
+from tocsin._database.client import Connection
 from tocsin._queue.message import Message
+
+from .completion import Completion
 
 __all__ = ["CurrentJob", "current_job"]
 
@@ -27,6 +32,7 @@ class CurrentJob:
     """Seconds that this attempt may take; None: any number."""
     deadline: float
     """When this attempt is ended (`trio.current_time`); infinity: never."""
+    _completion: Completion = attrs.field(repr=False)
 
     @property
     def id(self) -> int:
@@ -48,6 +54,48 @@ class CurrentJob:
         """A logger whose records have the job's id, task and attempt."""
         fields = {"job_id": self.id, "task": self.task, "attempt": self.attempt}
         return logging.LoggerAdapter(logger.getChild(self.task), fields)
+
+    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+        """Open a transaction in which the function has its effects, and is `done`.
+
+        It is a transaction of `Store.transaction`. It commits at the end of the block,
+        and rolls back when the block raises.
+
+        Raises:
+            RuntimeError: A transaction of this job is open.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            The transaction is rolled back.
+        """
+        return self._completion.transaction()
+
+    async def done(self, result: object = None, *, connection: AnyConnection | None = None) -> None:
+        """Finish the job with this result when the open transaction commits.
+
+        So what the function has written in the transaction and the end of the job are
+        committed together. After a rollback the job is not finished; let the function
+        raise then. After a commit it is finished, whatever the function still does:
+        another result, an error or a timeout is only logged.
+
+        A plain function calls it by ``trio.from_thread.run`` with its own connection.
+
+        Args:
+            result: What the function would return.
+            connection: Finish the job in the transaction of this connection, as
+                `Message.archive` does; without, in that of `transaction`.
+
+        Raises:
+            LeaseLost: This attempt no longer has the job. Do not catch the error within
+                the transaction.
+            ResultInvalid: The result is not what the return annotation says.
+            RuntimeError: There is no transaction, or the job is done.
+            TypeError: The connection cannot be used.
+
+        Cancellation:
+            Atomic.
+        """
+        await self._completion.done(result, connection)
 
     def check_cancelled(self) -> None:
         """Raise if this attempt is to end; for plain functions, which run in threads.

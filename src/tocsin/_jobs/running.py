@@ -24,6 +24,7 @@ from tocsin._queue.consuming.verdicts import AttemptFailed, Reject, Snooze, Verd
 from tocsin._queue.message import JobData, Message
 from tocsin.errors import ArgumentsInvalid, ResultInvalid
 
+from .completion import BeginTransaction, Completion
 from .current import CurrentJob, Running
 from .task import DEFAULT_RETRY, Task
 
@@ -36,11 +37,14 @@ UNKNOWN_AGAIN_AFTER: Final = 10.0
 class TaskRunner:
     """Runs jobs of these tasks; the handler of a worker's consumers."""
 
-    def __init__(self, tasks: Iterable[Task[..., Any]]) -> None:
+    def __init__(
+        self, tasks: Iterable[Task[..., Any]], begin_transaction: BeginTransaction
+    ) -> None:
         """Prepare to run jobs.
 
         Args:
             tasks: All of different names.
+            begin_transaction: Begins a transaction in the tasks' database.
 
         Raises:
             ValueError: Two tasks have one name.
@@ -53,7 +57,12 @@ class TaskRunner:
                 raise TypeError(f"a worker runs tasks, not {task!r}; put @tocsin.task before it")
             if self.tasks.setdefault(task.name, task) is not task:
                 raise ValueError(f"two tasks have the name {task.name!r}; give one another name")
+        self._begin_transaction = begin_transaction
         self._callers = {name: _make_caller(task) for name, task in self.tasks.items()}
+        self.called = 0
+        """How many messages it was given."""
+        self.begun = 0
+        """How many jobs of its tasks it was given."""
         self._unknown: set[str | None] = set()
 
     async def __call__(self, message: Message) -> None:
@@ -65,17 +74,24 @@ class TaskRunner:
         Cancellation:
             The function is cancelled.
         """
+        self.called += 1
         job = message.job
         task = None if job is None else self.tasks.get(job.task)
         if job is None or task is None:
             self._leave(message, job)
+        self.begun += 1
         try:
             arguments = task.definition.signature.read_arguments(message.payload)
         except ArgumentsInvalid as invalid:
             raise Reject(str(invalid)) from invalid
-        result = await self._run(task, message, job, arguments)
+        signature = task.definition.signature
+        completion = Completion(message, signature, self._begin_transaction)
+        result = await self._run(task, message, job, arguments, completion)
+        if completion.result is not None:
+            completion.warn_of_another(result)
+            return
         try:
-            message.keep_result(task.definition.signature.write_result(result))
+            message.keep_result(signature.write_result(result))
         except ResultInvalid as invalid:
             raise AttemptFailed("handler_failed", math.inf) from invalid
 
@@ -93,11 +109,16 @@ class TaskRunner:
         raise Snooze(UNKNOWN_AGAIN_AFTER)
 
     async def _run(
-        self, task: Task[..., Any], message: Message, job: JobData, arguments: dict[str, Any]
+        self,
+        task: Task[..., Any],
+        message: Message,
+        job: JobData,
+        arguments: dict[str, Any],
+        completion: Completion,
     ) -> object:
         timeout: float | None = job.options.get("timeout", task.options.timeout)
         deadline = math.inf if timeout is None else trio.current_time() + timeout
-        current = CurrentJob(message, task.name, timeout, deadline)
+        current = CurrentJob(message, task.name, timeout, deadline, completion)
         try:
             with trio.move_on_at(deadline) as scope, Running(current):
                 returned = await self._callers[task.name](arguments)

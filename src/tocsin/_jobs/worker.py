@@ -2,81 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NoReturn
 
 import trio
 
-from tocsin._arguments import check_count
+from tocsin._arguments import check_count, check_queue
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.client import Database
 from tocsin._durations import Duration
-from tocsin._queue.consuming.consumer_worker import ConsumerWorker
-from tocsin._queue.consuming.dispatcher import dispatch
-from tocsin._queue.consuming.handlers import make_options
-from tocsin._queue.consuming.slots import Slots
+from tocsin._queue.consuming.joint_end import NOTHING_LEFT, JointEnd
+from tocsin._queue.consuming.slots import Share, Slots
+from tocsin._queue.consuming.worker_options import WorkerOptions
 from tocsin._queue.payload import encode
 from tocsin._queue.process.process import Process
 from tocsin._queue.workers.registration import registered
 from tocsin.errors import Suspended
 
+from .completion import BeginTransaction
+from .job_consumer import JobConsumer
 from .running import TaskRunner
 from .task import Task
-
-
-class JobConsumer(ConsumerWorker):
-    """A worker's consumer of one queue."""
-
-    async def run(
-        self,
-        runner: TaskRunner,
-        *,
-        concurrency: int,
-        slots: Slots | None,
-        once: bool,
-        task_status: trio.TaskStatus[None],
-    ) -> NoReturn:
-        """Run the queue's jobs until interrupted; then raise `Suspended`.
-
-        Args:
-            runner: Runs a job.
-            concurrency: How many jobs run at a time.
-            slots: What this consumer shares with the others of its worker.
-            once: Also end when no job is due and none is running.
-            task_status: Started when the consumer polls.
-
-        Raises:
-            Suspended: The run has ended.
-            StateTransitionError: The consumer may not poll.
-            WorkerStopped: The consumer is stopped.
-
-        Cancellation:
-            Functions are cancelled, and their jobs released.
-        """
-        options = make_options(
-            runner,
-            instruments=self._parts.process.telemetry.instruments,
-            concurrency=concurrency,
-            slots=slots,
-            once=once,
-            batches=False,
-            vt=None,
-            timeout=None,
-        )
-        await dispatch(self._state, options, task_status)
+from .turns import Turns
 
 
 class JobWorker:
     """Runs the jobs of some tasks; made by `Store.worker`."""
 
     def __init__(
-        self, runner: TaskRunner, consumers: Sequence[JobConsumer], concurrency: int
+        self,
+        runner: TaskRunner,
+        consumers: Sequence[JobConsumer],
+        weights: Sequence[int],
+        concurrency: int,
     ) -> None:
         self.consumers: tuple[JobConsumer, ...] = tuple(consumers)
-        """The consumers, one for each queue of the tasks."""
+        """The consumers, one for each queue that the worker serves."""
         self._runner = runner
+        self._weights = weights
         self._concurrency = concurrency
+        self._turns = Turns(weights)
 
     def __repr__(self) -> str:
         return f"<tocsin.JobWorker of {', '.join(sorted(self._runner.tasks))}>"
@@ -90,7 +56,8 @@ class JobWorker:
         """Run jobs until interrupted; then raise `Suspended`.
 
         Args:
-            once: Also end when no job is due and none is running.
+            once: Also end when no job is due in any of the queues, and none is running.
+                A job that a running job submits to one of the queues is run, too.
 
         Raises:
             Suspended: The run has ended, for all queues.
@@ -101,28 +68,30 @@ class JobWorker:
             Functions are cancelled, and their jobs released; the attempts do not count.
         """
         ends: list[Suspended] = []
-        slots = Slots(self._concurrency) if len(self.consumers) > 1 else None
 
         @trio.lowlevel.enable_ki_protection
         async def run_consumer(
-            consumer: JobConsumer, *, task_status: trio.TaskStatus[None]
+            consumer: JobConsumer, options: WorkerOptions, *, task_status: trio.TaskStatus[None]
         ) -> None:
             status = _Started(task_status)
             try:
                 await consumer.run(
                     self._runner,
                     concurrency=self._concurrency,
-                    slots=slots,
                     once=once,
+                    worker=options,
                     task_status=status,
                 )
             except Suspended as end:
                 ends.append(end)
                 status.started()  # unless it ended before it began
+            finally:
+                if options.joint_end is not None:
+                    options.joint_end.leave()
 
         async with open_nursery_bare() as nursery:
-            for consumer in self.consumers:
-                await nursery.start(run_consumer, consumer)
+            for consumer, options in zip(self.consumers, self._share_out(), strict=True):
+                await nursery.start(run_consumer, consumer, options)
             task_status.started()
         raise Suspended(
             ends[0].reason,
@@ -130,6 +99,49 @@ class JobWorker:
             failed=sum(end.failed for end in ends),
             released=sum(end.released for end in ends),
         )
+
+    def _share_out(self) -> list[WorkerOptions]:
+        """Return for each consumer its part of what the consumers have in common."""
+        if len(self.consumers) == 1:
+            return [WorkerOptions()]
+        slots, joint_end = Slots(self._concurrency), JointEnd()
+        return [
+            WorkerOptions(share=Share(slots, weight), joint_end=joint_end.add())
+            for weight in self._weights
+        ]
+
+    async def process_one(self) -> bool:
+        """Run one attempt of a job that is due, whichever queue it is in.
+
+        The queues take turns by their weights.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            Suspended: A consumer was interrupted before it found a job.
+            StateTransitionError: A consumer may not poll.
+            WorkerStopped: A consumer is stopped.
+
+        Cancellation:
+            The function is cancelled, and its job released; the attempt does not count.
+        """
+        for number in self._turns.order():
+            while True:
+                begun, called = self._runner.begun, self._runner.called
+                try:
+                    await self.consumers[number].run(
+                        self._runner, concurrency=1, once=True, worker=WorkerOptions(limit=1)
+                    )
+                except Suspended as end:
+                    if self._runner.begun > begun:
+                        self._turns.served(number)
+                        return True
+                    if end.reason != NOTHING_LEFT:
+                        raise
+                    if self._runner.called == called:
+                        break
+        return False
 
     async def interrupt(self, *, grace: Duration | None = None) -> None:
         """End the run: see `WorkerHandle.interrupt`.
@@ -165,10 +177,12 @@ async def open_worker(
     process: Process,
     tasks: Iterable[Task[..., Any]],
     *,
+    begin_transaction: BeginTransaction,
     concurrency: int,
+    queues: Mapping[str, int] | None,
     name: str | None,
 ) -> AsyncIterator[JobWorker]:
-    """Register tasks, and a consumer for each of their queues; see `Store.worker`.
+    """Register tasks, and a consumer for each queue; see `Store.worker`.
 
     Raises:
         TocsinError: What `Store.worker` raises.
@@ -177,19 +191,31 @@ async def open_worker(
         The registrations of the consumers end, as they do at any end of the block.
     """
     check_count(concurrency, "concurrency")
-    runner = TaskRunner(tasks)
+    runner = TaskRunner(tasks, begin_transaction)
     if not runner.tasks:
         raise ValueError("a worker needs at least one task")
+    weights = _check_weights(runner, queues)
     await database.fetch("select tocsin.register_tasks(%s)", [_describe(runner)])
-    queues = dict.fromkeys(task.options.queue for task in runner.tasks.values())
     async with AsyncExitStack() as stack:
         consumers = [
             await stack.enter_async_context(
                 registered(JobConsumer(database, process, process.bell, queue, name))
             )
-            for queue in queues
+            for queue in weights
         ]
-        yield JobWorker(runner, consumers, concurrency)
+        yield JobWorker(runner, consumers, list(weights.values()), concurrency)
+
+
+def _check_weights(runner: TaskRunner, queues: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the queues that a worker serves, with their weights."""
+    if queues is None:
+        return {task.options.queue: 1 for task in runner.tasks.values()}
+    if not queues:
+        raise ValueError("a worker needs at least one queue")
+    return {
+        check_queue(queue): check_count(weight, f"the weight of queue {queue!r}")
+        for queue, weight in queues.items()
+    }
 
 
 def _describe(runner: TaskRunner) -> str:

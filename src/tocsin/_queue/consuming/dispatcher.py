@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 import attrs
@@ -39,10 +39,12 @@ from tocsin._concurrency.scheduling import run_woken_tasks
 from tocsin._database.error_mapping import TRANSIENT, is_lock_timeout, is_refusal
 from tocsin.errors import ConnectionLost, StateTransitionError
 
+from .capacity import Capacity
 from .completer import Completer
 from .consumer_state import ConsumerState
 from .handler_pool import HandlerPool
 from .handlers import HandlerOptions
+from .joint_end import NOTHING_LEFT
 from .parts import ConsumerParts
 from .prefetch import PrefetchBuffer
 from .run import Run
@@ -80,8 +82,9 @@ class Situation:
         """Whether a claim or an archive has come since messages last failed."""
         self.lock_timeout: ConnectionLost | psycopg.Error | None = None
         """The error of a statement that waited for a lock in vain."""
+        self.capacity = Capacity(run, prefetch, options)
+        """The room for further messages."""
         self._run = run
-        self._prefetch = prefetch
         self._completer = completer
         self._options = options
         self._give_up_at = math.inf
@@ -89,12 +92,12 @@ class Situation:
     def state(self, now: float) -> State:
         """Return the state of the loop at this time (`trio.current_time`)."""
         run, completer, options = self._run, self._completer, self._options
-        prefetch, unsettled = self._prefetch, completer.unsettled
+        prefetch, unsettled = self.capacity.prefetch, completer.unsettled
         may_claim = run.may_claim
         state = State(
             ending=run.ended_by is not None,
             may_claim=may_claim,
-            capacity=self._capacity(now) if may_claim else 0,
+            capacity=self.capacity.count(now) if may_claim else 0,
             wake_pending=run.waiter.wake_pending,
             calling=run.calls > 0,
             prefetched=len(prefetch) > 0,
@@ -110,23 +113,40 @@ class Situation:
             transactions=bool(completer.transactions),
             check_transactions=now >= completer.transactions.check_at,
             transactions_overdue=now >= self._give_up_at,
-            once=options.once,
+            once=options.once and not self._waits_for_others(),
             ordered=options.ordered,
             found_nothing=self.claimed.found_nothing,
             held_up=self.claimed.held_up,
+            limit_reached=self.capacity.used_up,
         )
         if self._give_up_at == math.inf and state.ending and not state.unfinished:
             self._give_up_at = now + OPEN_AT_THE_END
         return state
 
-    def _capacity(self, now: float) -> int:
-        free = self._options.concurrency - self._run.calls
-        if self._options.slots is not None:
-            free = min(free, self._options.slots.free)
-        capacity = free * self._options.size
-        if self._options.ordered:
-            return capacity - len(self._prefetch)
-        return capacity + self._prefetch.capacity(now)
+    @contextmanager
+    def joined_with_others(self, pool: HandlerPool) -> Iterator[None]:
+        """Share slots and the end with the other runs of the worker in the block."""
+        share, joint_end = self._options.worker.share, self._options.worker.joint_end
+        with ExitStack() as stack:
+            if share is not None:
+                stack.enter_context(share.joined(self.capacity.wants_slot, pool.on_free_slot))
+            if joint_end is not None:
+                joint_end.begin(self._run)
+            yield
+
+    def end(self) -> None:
+        """End the run, or have it wait for runs with which it ends."""
+        joint_end = self._options.worker.joint_end
+        if joint_end is None:
+            self._run.end(NOTHING_LEFT)
+        else:
+            # What this run has found is out of date when another one has worked.
+            self.claimed = ClaimedLast()
+            joint_end.found_nothing()
+
+    def _waits_for_others(self) -> bool:
+        joint_end = self._options.worker.joint_end
+        return joint_end is not None and joint_end.idle
 
 
 async def dispatch(
@@ -180,24 +200,12 @@ class Dispatcher:
                     name,
                     self._parts.reporter,
                 )
-                with self._run.closing.scope, self._sharing_slots(pool):
+                with self._run.closing.scope, self._situation.joined_with_others(pool):
                     await self._run_steps(pool)
                 cancel(nursery.cancel_scope, "the run has ended")
         finally:
             with settling_at_the_end(self._parts):
                 await self._completer.flush()
-
-    @contextmanager
-    def _sharing_slots(self, pool: HandlerPool) -> Iterator[None]:
-        slots = self._options.slots
-        if slots is None:
-            yield
-            return
-        slots.share(pool.on_free_slot)
-        try:
-            yield
-        finally:
-            slots.leave(pool.on_free_slot)
 
     async def _run_steps(self, pool: HandlerPool) -> None:
         situation = self._situation
@@ -231,6 +239,7 @@ class Dispatcher:
                 await completer.locked.return_to(completer.unsettled)
             case Step.RELEASE_UNCOUNTED:
                 await completer.release_uncounted(self._prefetch)
+                situation.capacity.release_unused()
             case Step.CHECK_TRANSACTIONS:
                 await completer.check_transactions()
             case Step.ARCHIVE_ONE_BY_ONE:
@@ -245,9 +254,9 @@ class Dispatcher:
                 await completer.archive()
                 situation.fail_next = True
             case Step.END:
-                self._run.end("nothing is left to do")
+                situation.end()
             case Step.CLAIM_AGAIN:
-                self._run.waiter.ring()
+                self._run.claim_again()
             case Step.WAIT:
                 await self._run.waiter.wait(
                     ignore_rings=state.capacity <= 0,
@@ -276,19 +285,23 @@ class Dispatcher:
         )
         handled = completer.take_handled()
         prefetch.claim_begins(trio.current_time())
-        try:
-            claim = await self._run.claim(
-                state.capacity, self._options.vt, archive=handled, ordered=self._options.ordered
-            )
-        except BaseException:
-            completer.archive_failed(handled)
-            raise
+        with situation.capacity.reserving(state.capacity):
+            try:
+                claim = await self._run.claim(
+                    state.capacity, self._options.vt, archive=handled, ordered=self._options.ordered
+                )
+            except BaseException:
+                completer.archive_failed(handled)
+                raise
+            if claim.batch:
+                prefetch.add(claim.batch, trio.current_time())
         found_nothing = nothing_waited and not claim.batch and not claim.held_up
         situation.claimed = ClaimedLast(found_nothing, claim.held_up)
         self._parts.settler.count_settled(handled, claim.lost)
         completer.warn_of_lost(claim.lost)
         if claim.batch:
-            prefetch.add(claim.batch, trio.current_time())
+            if self._options.worker.joint_end is not None:
+                self._options.worker.joint_end.found_work()
             pool.start_task()
             # The consumer was idle, so latency matters: start the handler before
             # sending the next claim.

@@ -69,16 +69,14 @@ class HandlerPool:
     @trio.lowlevel.enable_ki_protection
     def start_task(self) -> None:
         """Have another handler task call handlers, if messages wait for one."""
-        tasks, slots = self._tasks, self._options.slots
+        tasks, share = self._tasks, self._options.worker.share
         if (
             self._prefetch
             and tasks.working < self._options.concurrency
             and self._run.may_claim
-            and (slots is None or slots.free > 0)
+            and (share is None or share.take())
         ):
             tasks.working += 1
-            if slots is not None:
-                slots.take()
             if tasks.idle:
                 tasks.idle.unpark()
             else:
@@ -103,7 +101,7 @@ class HandlerPool:
             Whether the context of this task is unchanged.
         """
         run, prefetch, leases, completer = self._run, self._prefetch, self._leases, self._completer
-        slots = self._options.slots
+        share = self._options.worker.share
         call = CallScope()
         context = copy_context()
         turn_began = perf_counter()
@@ -131,15 +129,15 @@ class HandlerPool:
                         turn_began = perf_counter()
                         now = lease_time()
                         invoke = self._reporter.invoke
-                    if slots is not None or _has_changed(context):
+                    if share is not None or _has_changed(context):
                         break  # another run may have waited for the slot for longer
         finally:
             if cancelled := call.take_cancelled(leases):
                 completer.add(cancelled, None)
                 run.waiter.wake()
             self._tasks.working -= 1
-            if slots is not None:
-                slots.release()
+            if share is not None:
+                share.release()
         return not _has_changed(context)  # a cancelled call may have changed the context
 
 

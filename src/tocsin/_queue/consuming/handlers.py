@@ -18,7 +18,7 @@ from tocsin.telemetry.instruments import Instruments
 from .failure import Escaped
 from .handler_kind import is_async_handler
 from .instrumented import instrument
-from .slots import Slots
+from .worker_options import WorkerOptions
 
 Caller: TypeAlias = Callable[[Any], Awaitable[object]]
 """A function that calls a handler with its argument, and returns its result."""
@@ -44,8 +44,8 @@ class HandlerOptions:
     """The most seconds of a call; None: no limit."""
     once: bool
     """Whether the run ends when nothing is left to do."""
-    slots: Slots | None = None
-    """The slots that this run shares with the other runs of its worker."""
+    worker: WorkerOptions = attrs.field(factory=WorkerOptions)
+    """What the run has in common with the other runs of its worker."""
     ordered: bool = False
     """Whether a message waits until those ahead of it in the queue are finished."""
 
@@ -61,7 +61,7 @@ def make_options(
     timeout: Duration | None,
     once: bool,
     ordered: bool = False,
-    slots: Slots | None = None,
+    worker: WorkerOptions | None = None,
 ) -> HandlerOptions:
     """Check a handler and its options, and return them."""
     check_handler(handler)
@@ -84,7 +84,7 @@ def make_options(
         timeout=None if timeout is None else to_seconds(timeout, "timeout"),
         once=once,
         ordered=ordered,
-        slots=slots,
+        worker=worker or WorkerOptions(),
     )
 
 

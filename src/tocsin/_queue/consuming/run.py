@@ -167,6 +167,10 @@ class Run:
         self._limit_closing()
         self.waiter.wake()
 
+    def claim_again(self) -> None:
+        """Claim, as if the bell had rung."""
+        self.waiter.ring()
+
     def _limit_closing(self) -> None:
         if self._end.reason is not None and not self._calls:
             self.closing.limit()

@@ -128,9 +128,8 @@ class Settler:
         leases = self._leases
         lost = set(_lost(messages, [outcome is not None for outcome in outcomes]))
         settled = {m.id for m in messages if m.id in lost and leases.is_in_transaction(m)}
-        leases.drop_settled(
-            [m for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"]
-        )
+        snoozed = {m.id for m, f in zip(messages, failures, strict=True) if f.verdict == "snoozed"}
+        leases.drop_settled([m for m in messages if m.id in snoozed - lost])
         self.failed += leases.drop_settled(messages, lost)
         self._reporter.settled(messages, "failed", lost)
         return [

@@ -84,6 +84,8 @@ class State:
     """Whether the last claim found nothing while nothing was going on."""
     held_up: bool = False
     """Whether messages are ready that the order does not let the run have yet."""
+    limit_reached: bool = False
+    """Whether the run has claimed as many messages as it may."""
 
     @property
     def unfinished(self) -> bool:
@@ -125,10 +127,10 @@ def next_step(state: State) -> Step:
         return Step.FAIL
     if (
         state.once
-        and state.capacity > 0
+        and (state.capacity > 0 or state.limit_reached)
         and not (state.unfinished or state.transactions or state.held_up)
     ):
         # Producers did not ring for messages that they enqueued while handlers were
         # running, because the consumer did not wait.
-        return Step.END if state.found_nothing else Step.CLAIM_AGAIN
+        return Step.END if state.found_nothing or state.limit_reached else Step.CLAIM_AGAIN
     return Step.WAIT

@@ -1,0 +1,82 @@
+"""The completion of a job in a transaction of its function.
+
+The transaction archives the job's message with its result, if this attempt still has
+the lease. So the effects of the function and the end of the job are committed together,
+or neither is: a later attempt begins only if the effects of this one are undone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeAlias
+
+from tocsin._database.caller_connection import AnyConnection
+from tocsin._database.client import Connection
+from tocsin._queue.message import Message
+from tocsin.errors import ResultInvalid
+
+from .signature import Signature
+
+logger = logging.getLogger("tocsin.job")
+
+BeginTransaction: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
+
+
+class Completion:
+    """The completion of one attempt's job by its function."""
+
+    def __init__(self, message: Message, signature: Signature, begin: BeginTransaction) -> None:
+        self.result: str | None = None
+        """The result that `done` was given, as JSON; None: it was not called."""
+        self._message = message
+        self._signature = signature
+        self._begin = begin
+        self._open: Connection | None = None
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Open a transaction: see `CurrentJob.transaction`."""
+        if self._open is not None:
+            raise RuntimeError("a transaction of this job is open; one job has one at a time")
+        try:
+            async with self._begin() as connection:
+                self._open = connection
+                yield connection
+        except BaseException:
+            self.result = None
+            raise
+        finally:
+            self._open = None
+
+    async def done(self, result: object, connection: AnyConnection | None) -> None:
+        """Finish the job: see `CurrentJob.done`."""
+        if connection is None:
+            connection = self._open
+        if connection is None:
+            raise RuntimeError(
+                "done() belongs into a transaction: `async with job.transaction(): ...`, or"
+                " give the connection of yours"
+            )
+        if self.result is not None:
+            raise RuntimeError("the job is done; done() is called once")
+        written = self._signature.write_result(result)
+        self._message.keep_result(written)
+        await self._message.archive(connection=connection)
+        self.result = written
+
+    def warn_of_another(self, result: object) -> None:
+        """Log when the function has returned another result than it was done with."""
+        if result is None:
+            return
+        try:
+            same = self._signature.write_result(result) == self.result
+        except ResultInvalid:
+            same = False
+        if not same:
+            logger.warning(
+                "the function of job %d has returned another result than the one that it was"
+                " done with; that one counts",
+                self._message.id,
+            )
