@@ -10,6 +10,7 @@ from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
 from tocsin._jobs.job import Job
 from tocsin._jobs.job_info import JobInfo
 from tocsin._jobs.jobs import Jobs
+from tocsin._jobs.packing import Codec, Packing, PayloadStore
 from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
 from tocsin._jobs.session_job import BlockingJob
 from tocsin._jobs.task import Task, task
@@ -81,6 +82,7 @@ from .errors import (
     Suspended,
     TaskUnknown,
     TocsinError,
+    ValueUnreadable,
     WorkerNotFound,
     WorkerStopped,
 )
@@ -94,6 +96,7 @@ __all__ = [
     "BlockingJob",
     "Call",
     "CharacterUnsupported",
+    "Codec",
     "ConfigError",
     "ConnectionLost",
     "Consumer",
@@ -126,7 +129,9 @@ __all__ = [
     "MessageOptions",
     "MessageState",
     "Messages",
+    "Packing",
     "PayloadInvalid",
+    "PayloadStore",
     "PayloadTooLarge",
     "PayloadUnreadable",
     "PendingMessages",
@@ -168,6 +173,7 @@ __all__ = [
     "TaskOptions",
     "TaskUnknown",
     "TocsinError",
+    "ValueUnreadable",
     "Verdict",
     "WorkerHandle",
     "WorkerInfo",

@@ -116,6 +116,7 @@ NOT_ADVISED = {
     tocsin.JobCancelled,
     tocsin.JobNotFound,
     tocsin.TaskUnknown,
+    tocsin.ValueUnreadable,
 }
 
 

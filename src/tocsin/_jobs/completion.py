@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Connection
 from tocsin._queue.message import Message
 from tocsin.errors import ResultInvalid
 
-from .signature import Signature
+from .definition import Definition
+from .packing import run_packing
 
 logger = logging.getLogger("tocsin.job")
 
@@ -27,11 +28,13 @@ BeginTransaction: TypeAlias = Callable[[], AbstractAsyncContextManager[Connectio
 class Completion:
     """The completion of one attempt's job by its function."""
 
-    def __init__(self, message: Message, signature: Signature, begin: BeginTransaction) -> None:
+    def __init__(
+        self, message: Message, definition: Definition[Any], begin: BeginTransaction
+    ) -> None:
         self.result: str | None = None
         """The result that `done` was given, as JSON; None: it was not called."""
         self._message = message
-        self._signature = signature
+        self._definition = definition
         self._begin = begin
         self._open: Connection | None = None
 
@@ -61,8 +64,10 @@ class Completion:
             )
         if self.result is not None:
             raise RuntimeError("the job is done; done() is called once")
-        written = self._signature.write_result(result)
-        self._message.keep_result(written)
+        written = self._definition.signature.write_result(result)
+        packing = self._definition.packing
+        kept = written if packing is None else await run_packing(packing, packing.pack, written)
+        self._message.keep_result(kept)
         await self._message.archive(connection=connection)
         self.result = written
 
@@ -71,7 +76,7 @@ class Completion:
         if result is None:
             return
         try:
-            same = self._signature.write_result(result) == self.result
+            same = self._definition.signature.write_result(result) == self.result
         except ResultInvalid:
             same = False
         if not same:

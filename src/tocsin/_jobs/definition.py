@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, TypedDict, TypeVar
+from typing import Generic, TypedDict, TypeVar, cast
 
 import attrs
 
 from tocsin._durations import Duration
 
+from .packing import Packing
 from .retrying import RetryPolicy
 from .signature import Signature
 
@@ -43,6 +44,19 @@ class Definition(Generic[R]):
     """How its jobs are run."""
     signature: Signature = attrs.field(repr=False)
     """Its parameters and its result."""
+    packing: Packing | None = None
+    """How its arguments and results are stored; None: as JSON."""
+
+    def read_result(self, form: object) -> R:
+        """Return a result that was stored; a payload store may block.
+
+        Raises:
+            ValueUnreadable: The packing cannot return it.
+            ResultInvalid: It is not what the return annotation says.
+        """
+        if self.packing is not None:
+            form = self.packing.unpack(self.name, form)
+        return cast(R, self.signature.read_result(form))
 
 
 class SubmitOptions(TypedDict, total=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import trio
 
@@ -17,6 +17,7 @@ from tocsin.errors import ConnectionLost, JobNotFound
 from .control import Rows, cancel_job
 from .definition import Definition
 from .job_info import JobInfo, read_outcome, read_row
+from .packing import run_packing
 
 R = TypeVar("R")
 
@@ -97,6 +98,7 @@ class Job(Generic[R]):
                 finished for a shorter time. A wait finds a purged job gone with the
                 next heartbeat.
             ResultInvalid: The result is not what the return annotation says.
+            ValueUnreadable: The task's packing cannot return the result.
             ConnectionLost: The database did not answer to begin with; a later outage
                 does not end the wait.
             trio.TooSlowError: The time is over. The job goes on. With a ``timeout`` of
@@ -118,7 +120,7 @@ class Job(Generic[R]):
                         # An outage ends no wait: each connection wakes it again.
                         with suppress(ConnectionLost):
                             info = await self.info()
-        return self.read(info)
+        return await run_packing(self._definition.packing, self.read, info)
 
     async def cancel(self, reason: str = "cancelled") -> None:
         """Cancel the job: see `Jobs.cancel`.
@@ -139,9 +141,12 @@ class Job(Generic[R]):
     def read(self, info: JobInfo) -> R:
         """Return the result of a finished job as the task's function returned it.
 
+        A payload store of the task may block.
+
         Raises:
+            ValueUnreadable: The task's packing cannot return the result.
             JobFailed: It has failed.
             JobCancelled: It was cancelled.
             ResultInvalid: It is not what the return annotation says.
         """
-        return cast(R, self._definition.signature.read_result(read_outcome(info)))
+        return self._definition.read_result(read_outcome(info))

@@ -19,7 +19,7 @@ from .control import cancel_job
 from .definition import Call, Definition
 from .job import Job, look_up
 from .job_info import JobInfo
-from .submitting import SubmissionBatch, build_submission, queue_of, refuse_schema
+from .submitting import SubmissionBatch, build_submission, pack_all, queue_of, refuse_schema
 
 R = TypeVar("R")
 
@@ -73,6 +73,7 @@ class Jobs:
             The job is submitted or not; with a key, submitting it again is safe.
         """
         refuse_schema([call])
+        (call,) = await pack_all([call])
         submission = build_submission(call)
         sender = self._sender(submission.queue)
         if not self._telemetry.instruments:
@@ -107,6 +108,7 @@ class Jobs:
         """
         calls = list(calls)
         refuse_schema(calls)
+        calls = await pack_all(calls)
         queues = dict[str, list[Call[Any]]]()
         for call in calls:
             queues.setdefault(queue_of(call), []).append(call)

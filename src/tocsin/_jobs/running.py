@@ -22,10 +22,11 @@ from tocsin._queue.consuming.failure import Escaped, find_leaves, split
 from tocsin._queue.consuming.handlers import check_that_it_ran, make_caller
 from tocsin._queue.consuming.verdicts import AttemptFailed, Reject, Snooze, Verdict
 from tocsin._queue.message import JobData, Message
-from tocsin.errors import ArgumentsInvalid, ResultInvalid
+from tocsin.errors import ArgumentsInvalid, ResultInvalid, ValueUnreadable
 
 from .completion import BeginTransaction, Completion
 from .current import CurrentJob, Running
+from .packing import Packing, run_packing
 from .task import DEFAULT_RETRY, Task
 
 logger = logging.getLogger("tocsin.job")
@@ -81,19 +82,41 @@ class TaskRunner:
             self._leave(message, job)
         self.begun += 1
         try:
-            arguments = task.definition.signature.read_arguments(message.payload)
+            payload = message.payload
+            if task.definition.packing is not None:
+                payload = await self._unpack(task, task.definition.packing, message)
+            arguments = task.definition.signature.read_arguments(payload)
         except ArgumentsInvalid as invalid:
             raise Reject(str(invalid)) from invalid
         signature = task.definition.signature
-        completion = Completion(message, signature, self._begin_transaction)
+        completion = Completion(message, task.definition, self._begin_transaction)
         result = await self._run(task, message, job, arguments, completion)
         if completion.result is not None:
             completion.warn_of_another(result)
             return
         try:
-            message.keep_result(signature.write_result(result))
+            text = signature.write_result(result)
+            if task.definition.packing is not None:
+                text = await self._pack(task, task.definition.packing, message, text)
+            message.keep_result(text)
         except ResultInvalid as invalid:
             raise AttemptFailed("handler_failed", math.inf) from invalid
+
+    async def _unpack(self, task: Task[..., Any], packing: Packing, message: Message) -> object:
+        """Return the arguments from what is stored; an attempt without them fails."""
+        try:
+            return await run_packing(packing, packing.unpack, task.name, message.payload)
+        except ValueUnreadable as unreadable:
+            raise self._judge(task, message, "handler_failed", unreadable) from unreadable
+
+    async def _pack(
+        self, task: Task[..., Any], packing: Packing, message: Message, text: str
+    ) -> str:
+        """Return what is stored of a result; an attempt without it fails."""
+        try:
+            return await run_packing(packing, packing.pack, text)
+        except Exception as error:  # a codec and a store raise what they like
+            raise self._judge(task, message, "handler_failed", error) from error
 
     def _leave(self, message: Message, job: JobData | None) -> NoReturn:
         """Leave a message to other workers, and say so once."""

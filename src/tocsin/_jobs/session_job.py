@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import psycopg
 import trio
@@ -23,6 +23,7 @@ from .control import CANCEL, job_not_found
 from .definition import Definition
 from .job import Job
 from .job_info import JobInfo, read_outcome, read_row
+from .packing import run_packing
 from .session_wait import Listen, SessionWait, Statement
 
 R = TypeVar("R")
@@ -102,7 +103,8 @@ class SessionJob(Job[R]):
         Cancellation:
             The job goes on.
         """
-        return self.read(await self._rows.wait(SessionWait(self.id, timeout)))
+        info = await self._rows.wait(SessionWait(self.id, timeout))
+        return await run_packing(self._definition.packing, self.read, info)
 
 
 class BlockingJob(Generic[R]):
@@ -147,7 +149,7 @@ class BlockingJob(Generic[R]):
         check_idle(connection)
         wait = SessionWait(self.id, timeout)
         outcome = read_outcome(self._wait(connection, wait))
-        return cast(R, self._definition.signature.read_result(outcome))
+        return self._definition.read_result(outcome)
 
     def cancel(self, reason: str = "cancelled") -> None:
         """Cancel the job, in the transaction of the connection: see `Jobs.cancel`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 
@@ -19,6 +19,9 @@ from tocsin._queue.producing.enqueue_request import (
 )
 
 from .definition import Call, SubmitOptions
+from .packing import run_packing
+
+R = TypeVar("R")
 
 ENQUEUE_JOBS: Final = "select tocsin.enqueue_jobs(%s::jsonb)"
 """Some jobs of a batch; takes what `SubmissionBatch.statements` gives."""
@@ -60,6 +63,25 @@ def queue_of(call: Call[Any]) -> str:
     """Return the name of the queue of a call's job."""
     queue = call.options.get("queue")
     return call.definition.options.queue if queue is None else queue
+
+
+def pack(call: Call[R]) -> Call[R]:
+    """Return a call as it is stored; a payload store may block.
+
+    Raises:
+        Exception: The codec or the payload store has raised it.
+    """
+    packing = call.definition.packing
+    return call if packing is None else attrs.evolve(call, arguments=packing.pack(call.arguments))
+
+
+async def pack_all(calls: Sequence[Call[R]]) -> list[Call[R]]:
+    """Return calls as they are stored.
+
+    Cancellation:
+        The payload store may keep some of them.
+    """
+    return [await run_packing(call.definition.packing, pack, call) for call in calls]
 
 
 def refuse_schema(calls: Sequence[Call[Any]]) -> None:

@@ -21,7 +21,7 @@ from .definition import Call, Definition
 from .job import Job
 from .jobs import Jobs
 from .session_job import AsyncRows, BlockingJob, SessionJob
-from .submitting import SubmissionBatch, build_submission
+from .submitting import SubmissionBatch, build_submission, pack, pack_all
 
 R = TypeVar("R")
 
@@ -43,6 +43,7 @@ async def submit(target: Target, call: Call[R]) -> Job[R]:
     if (found := _find_jobs(target)) is not None:
         jobs, connection = found
         return await jobs.submit(call, connection=connection)
+    (call,) = await pack_all([call])
     psycopg_connection = await unwrap_async(target)
     schema, submission = _schema_of([call]), build_submission(call)
     job_id = await transactional.send_async(
@@ -56,6 +57,7 @@ async def submit_many(target: Target, calls: Sequence[Call[R]]) -> list[Job[R]]:
     if (found := _find_jobs(target)) is not None:
         jobs, connection = found
         return await jobs.submit_many(calls, connection=connection)
+    calls = await pack_all(calls)
     psycopg_connection = await unwrap_async(target)
     schema = _schema_of(calls)
     ids = await transactional.send_batch_async(psycopg_connection, schema, _batch(calls))
@@ -68,7 +70,7 @@ async def submit_many(target: Target, calls: Sequence[Call[R]]) -> list[Job[R]]:
 def submit_blocking(target: BlockingTarget, call: Call[R]) -> BlockingJob[R]:
     """Submit a call; see `Task.submit_blocking`."""
     connection: Blocking = unwrap_blocking(target)
-    schema, submission = _schema_of([call]), build_submission(call)
+    schema, submission = _schema_of([call]), build_submission(pack(call))
     job_id = transactional.send(connection, schema, submission.queue, submission.request)
     return BlockingJob(target, schema, job_id, call.definition)
 
@@ -76,7 +78,9 @@ def submit_blocking(target: BlockingTarget, call: Call[R]) -> BlockingJob[R]:
 def submit_many_blocking(target: BlockingTarget, calls: Sequence[Call[R]]) -> list[BlockingJob[R]]:
     """Submit calls, all or none; see `Task.submit_many_blocking`."""
     schema = _schema_of(calls)
-    ids = transactional.send_batch(unwrap_blocking(target), schema, _batch(calls))
+    ids = transactional.send_batch(
+        unwrap_blocking(target), schema, _batch([pack(c) for c in calls])
+    )
     return [
         BlockingJob(target, schema, job_id, call.definition)
         for call, job_id in zip(calls, ids, strict=True)

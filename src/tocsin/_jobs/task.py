@@ -19,6 +19,7 @@ from tocsin._durations import Duration, to_seconds
 from .connections import BlockingTarget
 from .definition import Call, Definition, SubmitOptions, TaskOptions
 from .job import Job
+from .packing import Packing
 from .retrying import Retrying, exponential, make_policy
 from .session_job import BlockingJob
 from .signature import Signature
@@ -46,10 +47,16 @@ class Task(Generic[P, R]):
     """
 
     def __init__(
-        self, function: Callable[P, object], name: str | None, options: TaskOptions
+        self,
+        function: Callable[P, object],
+        name: str | None,
+        options: TaskOptions,
+        packing: Packing | None,
     ) -> None:
         name = _find_name(function) if name is None else check_text(name, "name")
-        self.definition: Definition[R] = Definition(name, options, Signature(name, function))
+        self.definition: Definition[R] = Definition(
+            name, options, Signature(name, function), packing
+        )
         """The task without its function."""
         self.function: Callable[P, object] = function
         """The function as it was written."""
@@ -269,6 +276,7 @@ def task(
     timeout: Duration | None = 300,
     retry: Retrying = DEFAULT_RETRY,
     priority: int = 0,
+    packing: Packing | None = None,
     description: str | None = None,
     name: str | None = None,
 ) -> _Decorator: ...
@@ -281,6 +289,7 @@ def task(
     timeout: Duration | None = 300,
     retry: Retrying = DEFAULT_RETRY,
     priority: int = 0,
+    packing: Packing | None = None,
     description: str | None = None,
     name: str | None = None,
 ) -> Any:
@@ -294,6 +303,7 @@ def task(
             `exponential`, a delay, a list of delays, or a function of the attempt and
             its error. Without, the delay begins with a second and doubles.
         priority: Smaller numbers are run first.
+        packing: How its arguments and results are encoded, or kept elsewhere.
         description: What the task does, for people; else the first line of the
             function's docstring.
         name: Name of the task in the database; else the function's module and name,
@@ -318,7 +328,7 @@ def task(
             else check_text(description, "description"),
         )
         kind = AsyncTask if inspect.iscoroutinefunction(function) else PlainTask
-        return kind(function, name, options)
+        return kind(function, name, options, packing)
 
     return decorate if function is None else decorate(function)
 

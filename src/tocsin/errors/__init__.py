@@ -26,6 +26,7 @@ from ._jobs import (
     JobTimedOut,
     ResultInvalid,
     TaskUnknown,
+    ValueUnreadable,
 )
 from ._messages import (
     KeyConflict,
@@ -82,6 +83,7 @@ __all__ = [
     "Suspended",
     "TaskUnknown",
     "TocsinError",
+    "ValueUnreadable",
     "WorkerNotFound",
     "WorkerStopped",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "JobTimedOut",
     "ResultInvalid",
     "TaskUnknown",
+    "ValueUnreadable",
 ]
 
 
@@ -134,3 +135,22 @@ class TaskUnknown(TocsinError, LookupError):
         )
         self.task = task
         """Name of the task."""
+
+
+class ValueUnreadable(TocsinError):
+    """Arguments or a result that the task's packing cannot return.
+
+    They are in a payload store that does not have them or does not answer, or the codec
+    cannot decode them. A worker that meets such arguments fails the attempt, so the
+    retry policy decides; a wait for such a result can be repeated.
+    """
+
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(
+            f"a stored value of task {task} cannot be read: {reason}",
+            "check the codec and the payload store of the task in this program",
+        )
+        self.task = task
+        """Name of the task."""
+        self.reason = reason
+        """What the codec or the payload store has raised."""
