@@ -6,11 +6,14 @@ create table tocsin.tasks (
     max_deliveries integer     not null check (max_deliveries > 0),
     priority       integer     not null,
     timeout        float8      check (timeout > 0),
+    limits         jsonb       not null default '[]',
     description    text        not null,
     registered_at  timestamptz not null
 );
 comment on table tocsin.tasks is
     'The tasks that workers have registered: where a job goes that SQL submits.';
+comment on column tocsin.tasks.limits is
+    'The limits of its jobs. A key has the name and the position of a parameter, and its default.';
 comment on column tocsin.tasks.timeout is 'Seconds that an attempt may take; null: any number.';
 create index tasks_queue on tocsin.tasks (queue_id);
 

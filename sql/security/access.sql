@@ -53,7 +53,7 @@ as $$
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks
+        list_tasks, list_limits, set_limit
     }'::name[]), '{admin}'
     union all
     -- only the owner may call these; they run with the caller's privileges

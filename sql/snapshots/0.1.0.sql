@@ -1,4 +1,4 @@
--- migrations b79265b8d30540fdf2c56b0852c82f49ed87c82d212d9823917cbf2d800a5f65
+-- migrations fe4f349e12fc4e8610159726563333c8697319bd451c316d44287e922832d6f2
 
 
 
@@ -115,7 +115,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks
+        list_tasks, list_limits, set_limit
     }'::name[]), '{admin}'
     union all
     -- only the owner may call these; they run with the caller's privileges
@@ -139,6 +139,17 @@ CREATE FUNCTION tocsin._add_delivery(history jsonb, delivery jsonb) RETURNS json
         when jsonb_array_length(history) < 20 then history || delivery
         else (history - 0) || delivery
     end
+$$;
+
+
+
+CREATE FUNCTION tocsin._add_order(options jsonb, ordered_by text) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case when ordered_by is null then options
+        else coalesce(options, '{}') || jsonb_build_object('limits',
+            coalesce(options -> 'limits', '[]')
+            || jsonb_build_object('key', ordered_by, 'ordered', true)) end
 $$;
 
 
@@ -230,7 +241,8 @@ begin
         order by m.id for update
     ), changed as (
         update "tocsin".messages m
-        set state = (case when m.due > t then 'delayed' else 'ready' end)::"tocsin".message_state,
+        set state = (case when m.due > t then 'delayed' when m.options ? 'limits' then 'held'
+                     else 'ready' end)::"tocsin".message_state,
             waits_for = null
         from free f
         where m.id = any (ids) and m.id = f.id
@@ -239,8 +251,111 @@ begin
     select array_agg(c.id order by c.id), array_agg(distinct c.queue_id order by c.queue_id)
     into admitted, queues
     from changed c;
+    perform "tocsin"._line_up(m) from "tocsin".messages m
+    where m.id = any (admitted) and m.state is not distinct from 'held';
     perform "tocsin"._ring(q) from unnest(queues) q;
     return coalesce(admitted, '{}');
+end
+$$;
+
+
+SET default_tablespace = '';
+
+SET default_table_access_method = heap;
+
+
+CREATE TABLE tocsin.slots (
+    message_id bigint NOT NULL,
+    limit_id integer NOT NULL,
+    key text NOT NULL,
+    queue_id integer NOT NULL,
+    line integer NOT NULL,
+    stage integer NOT NULL,
+    priority integer NOT NULL,
+    due timestamp with time zone NOT NULL,
+    slot integer,
+    paid boolean DEFAULT false NOT NULL,
+    waits boolean DEFAULT false NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
+
+
+
+COMMENT ON TABLE tocsin.slots IS 'What each held, ready or leased message needs of its limits, and what it has.';
+
+
+
+COMMENT ON COLUMN tocsin.slots.key IS 'The key; empty: the limit has no keys.';
+
+
+
+COMMENT ON COLUMN tocsin.slots.line IS 'The line that the row waits in: that of its queue, or 0, that of all queues (ordered).';
+
+
+
+COMMENT ON COLUMN tocsin.slots.stage IS 'In which order a message takes what it needs: 0 rates, 1 ordered limits, 2 limits with a key, 3 limits without.';
+
+
+
+COMMENT ON COLUMN tocsin.slots.slot IS 'The slot that the message holds; null: none.';
+
+
+
+COMMENT ON COLUMN tocsin.slots.paid IS 'Of a rate: the message has its due time.';
+
+
+
+COMMENT ON COLUMN tocsin.slots.waits IS 'Whether the message waits in the line of this key.';
+
+
+
+CREATE FUNCTION tocsin._advance(from_line tocsin.slots) RETURNS text
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    l "tocsin".limits;
+    s "tocsin".slots;
+    slot_limits integer[] := '{}';
+    slot_numbers integer[] := '{}';
+begin
+    for s in select x.* from "tocsin".slots x
+        where x.message_id = from_line.message_id and x.slot is null and not x.paid
+        order by x.stage, x.limit_id
+    loop
+        select x.* into l from "tocsin".limits x where x.id = s.limit_id;
+        if s.stage >= 2 and "tocsin"._free_slots(l, s.key) > 0 then
+            slot_limits := slot_limits || s.limit_id;
+            slot_numbers := slot_numbers
+                || (select min(g.n) from generate_series(1, coalesce(l.set_n, l.n)) g (n)
+                    where not exists (select from "tocsin".slots x
+                                      where x.limit_id = s.limit_id and x.key = s.key
+                                          and x.slot = g.n));
+            continue;
+        end if;
+        update "tocsin".slots x set waits = x.limit_id = s.limit_id
+        where x.message_id = s.message_id and x.waits is distinct from (x.limit_id = s.limit_id);
+        if s.stage < 2 then
+            insert into "tocsin".limit_checks (queue_id, limit_id, key)
+            values (s.queue_id, s.limit_id, s.key);
+        end if;
+        if (s.stage, s.limit_id) >= (from_line.stage, from_line.limit_id) then
+            return 'later';
+        end if;
+        -- the lines behind may have reserved a slot for this message
+        perform "tocsin"._note_free(x.limit_id, x.key) from "tocsin".slots x
+        where x.message_id = s.message_id and x.stage >= 2 and x.limit_id <> s.limit_id;
+        return 'earlier';
+    end loop;
+    update "tocsin".slots x set slot = n.slot, waits = false
+    from unnest(slot_limits, slot_numbers) n (limit_id, slot)
+    where x.message_id = from_line.message_id and x.limit_id = n.limit_id;
+    update "tocsin".messages m set state = 'ready' where m.id = from_line.message_id;
+    return 'ready';
 end
 $$;
 
@@ -456,10 +571,6 @@ CREATE FUNCTION tocsin._archived_in_all(first_id integer, last_id integer) RETUR
     group by x.queue_id
 $$;
 
-
-SET default_tablespace = '';
-
-SET default_table_access_method = heap;
 
 
 CREATE TABLE tocsin.queues (
@@ -834,15 +945,18 @@ begin
         perform "tocsin"._raise_error('TC022',
                                     'the name of a task must have between 1 and 1,024 bytes',
                                     '{"argument": "task"}');
-    elsif jsonb_typeof(options) <> 'object' or options - 'timeout' <> '{}'
+    elsif jsonb_typeof(options) <> 'object' or options - '{timeout,limits}'::text[] <> '{}'
         or jsonb_typeof(timeout) <> 'number' then
         perform "tocsin"._raise_error('TC022',
-                                    'options must be an object with a timeout in seconds',
+                                    'options must be an object with a timeout in seconds, '
+                                    'and limits',
                                     '{"argument": "options"}');
     elsif timeout::numeric not between 0.000001 and 31536000000 then
         perform "tocsin"._raise_error('TC022',
                                     'timeout must be positive, and at most a thousand years',
                                     '{"argument": "timeout"}');
+    elsif options ? 'limits' then
+        perform "tocsin"._check_limits(options -> 'limits');
     end if;
 end
 $$;
@@ -869,6 +983,43 @@ begin
             jsonb_build_object('key', _check_key_holder.key, 'message_id', message_id,
                                'task', holder),
             'Choose keys that begin with the name of the task.');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_limits(limits jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+declare
+    fault text;
+begin
+    if jsonb_typeof(limits) <> 'array' then
+        fault := 'limits must be an array';
+    else
+        select case
+            when jsonb_typeof(x.l) <> 'object' or x.l - '{name,n,per,burst,key,ordered}'::text[] <> '{}'
+                then 'a limit must be an object with name, n, per, burst, key and ordered'
+            when x.l ->> 'name' = '' or octet_length(x.l ->> 'name') > 255
+                then 'the name of a limit must have between 1 and 255 bytes'
+            when x.l -> 'name' is null and x.l -> 'ordered' is distinct from 'true'
+                then 'a limit must have a name'
+            when octet_length(x.l ->> 'key') > 1024 then 'a key must have at most 1,024 bytes'
+            when (x.l ->> 'n')::numeric not between 1 and 1000000
+                or (x.l ->> 'burst')::numeric not between 1 and 1000000
+                then 'the n and the burst of a limit must be at least 1'
+            when (x.l ->> 'per')::numeric not between 0.000001 and 31536000000
+                then 'the interval of a rate must be positive, and at most a thousand years'
+            when count(*) over (partition by x.l ->> 'name') > 1
+                then format('limit "%s" is named twice', x.l ->> 'name')
+            end into fault
+        from jsonb_array_elements(limits) x (l)
+        order by 1 limit 1;
+    end if;
+    if fault is not null then
+        perform "tocsin"._raise_error('TC022', fault, '{"argument": "limits"}');
     end if;
 end
 $$;
@@ -1148,6 +1299,26 @@ CREATE FUNCTION tocsin._decide_to_ring(queue_id integer, notify text) RETURNS bo
         when not pg_try_advisory_xact_lock_shared("tocsin"._lock_key('unrung', queue_id)) then true
         else "tocsin"._shared_elsewhere("tocsin"._lock_key('waiting', queue_id))
     end
+$$;
+
+
+
+CREATE FUNCTION tocsin._declare_limit(spec jsonb, queue_id integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+declare
+    l "tocsin".limits := "tocsin"._find_limit(spec, queue_id);
+begin
+    update "tocsin".limits x
+    set n = (spec ->> 'n')::integer, burst = coalesce((spec ->> 'burst')::integer, 1),
+        per = make_interval(secs => (spec ->> 'per')::float8)
+    where x.id = l.id
+        and (x.n, x.burst, x.per) is distinct from
+            ((spec ->> 'n')::integer, coalesce((spec ->> 'burst')::integer, 1),
+             make_interval(secs => (spec ->> 'per')::float8));
+    perform "tocsin"._note_waiting(l.id) where found;
+end
 $$;
 
 
@@ -1611,6 +1782,91 @@ $$;
 
 
 
+CREATE TABLE tocsin.limits (
+    id integer NOT NULL,
+    name text NOT NULL,
+    n integer NOT NULL,
+    set_n integer,
+    per interval,
+    burst integer DEFAULT 1 NOT NULL,
+    ordered boolean DEFAULT false NOT NULL,
+    CONSTRAINT limits_burst_check CHECK ((burst > 0)),
+    CONSTRAINT limits_check CHECK (((NOT ordered) OR (per IS NULL))),
+    CONSTRAINT limits_n_check CHECK ((n > 0)),
+    CONSTRAINT limits_name_check CHECK ((name <> ''::text)),
+    CONSTRAINT limits_per_check CHECK ((per > '00:00:00'::interval)),
+    CONSTRAINT limits_set_n_check CHECK ((set_n > 0))
+);
+
+
+
+COMMENT ON TABLE tocsin.limits IS 'Limits (at most n messages of a key at a time) and rates (n messages of a key per interval).';
+
+
+
+COMMENT ON COLUMN tocsin.limits.n IS 'What the tasks say; see set_n.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.set_n IS 'What an operator has set instead of n; null: nothing.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.per IS 'Of a rate: its interval; null: a limit.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.burst IS 'Of a rate: how many messages may come at once after a pause.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.ordered IS 'Whether a key has one message at a time, in the order of enqueueing.';
+
+
+
+CREATE FUNCTION tocsin._find_limit(spec jsonb, queue_id integer) RETURNS tocsin.limits
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+declare
+    called text := coalesce(spec ->> 'name',
+                            (select 'queue ' || q.name from "tocsin".queues q where q.id = queue_id));
+    l "tocsin".limits;
+begin
+    loop
+        select x.* into l from "tocsin".limits x where x.name = called;
+        exit when found;
+        insert into "tocsin".limits (name, n, per, burst, ordered)
+        values (called, coalesce((spec ->> 'n')::integer, 1),
+                make_interval(secs => (spec ->> 'per')::float8),
+                coalesce((spec ->> 'burst')::integer, 1),
+                coalesce((spec ->> 'ordered')::boolean, false))
+        on conflict (name) do nothing;
+        if not found and current_setting('transaction_isolation') <> 'read committed' then
+            raise serialization_failure
+                using message = format('limit "%s" was created by a transaction that this one '
+                                       'cannot see', called),
+                hint = 'Try the transaction again.';
+        end if;
+    end loop;
+    if (l.per is null) <> (spec ->> 'per' is null)
+        or l.ordered <> coalesce((spec ->> 'ordered')::boolean, false) then
+        perform "tocsin"._raise_error('TC022',
+            format('limit "%s" is %s', called, case when l.per is not null then 'a rate'
+                   when l.ordered then 'ordered' else 'neither a rate nor ordered' end),
+            '{"argument": "limits"}', 'Give one of the two another name.');
+    end if;
+    if not exists (select from "tocsin".limit_queues x
+                   where x.limit_id = l.id and x.queue_id = _find_limit.queue_id) then
+        insert into "tocsin".limit_queues (limit_id, queue_id) values (l.id, queue_id)
+        on conflict do nothing;
+    end if;
+    return l;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._find_own_worker(worker_id bigint) RETURNS tocsin.workers
     LANGUAGE plpgsql
     AS $$
@@ -1740,12 +1996,254 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._follow_limited() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+declare
+    m "tocsin".messages := new;
+begin
+    if tg_op = 'DELETE' then
+        perform "tocsin"._free(old.id);
+        return null;
+    elsif tg_op = 'INSERT' then
+        if m.state = 'held' and m.waits_for is null then
+            perform "tocsin"._line_up(m);
+        end if;
+        return null;
+    end if;
+    if m.waits_for is not null or m.state = 'leased' or m.state = 'ready' and old.state = 'ready'
+    then
+        return null;
+    end if;
+    if old.state in ('ready', 'leased') then
+        perform "tocsin"._free(m.id, keep_ordered => true);
+    end if;
+    if m.state in ('ready', 'held') then
+        m.state := (case when m.due > "tocsin"._clock() then 'delayed' else 'held' end);
+        update "tocsin".messages x set state = m.state
+        where x.id = m.id and x.state is distinct from m.state;
+    end if;
+    if m.state = 'held' then
+        perform "tocsin"._line_up(m);
+    elsif old.state = 'held' then
+        perform "tocsin"._free(m.id, keep_ordered => true, keep_paid => true);
+    end if;
+    return null;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._forget_ended_sessions() RETURNS void
     LANGUAGE sql
     AS $$
     delete from "tocsin".awaited a
     where a.process_id < 0
         and pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline', -a.process_id))
+$$;
+
+
+
+CREATE FUNCTION tocsin._free(message_id bigint, keep_ordered boolean DEFAULT false, keep_paid boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    g "tocsin".slots;
+begin
+    for g in
+        delete from "tocsin".slots s
+        where s.message_id = _free.message_id
+            and not (keep_ordered and s.stage = 1 and s.slot is not null)
+            and not (keep_paid and s.paid)
+        returning s.*
+    loop
+        if g.stage > 0 then
+            perform "tocsin"._note_free(g.limit_id, g.key);
+        end if;
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._free_slots(l tocsin.limits, key text) RETURNS integer
+    LANGUAGE sql STABLE
+    AS $$
+    select coalesce(l.set_n, l.n) - count(*)::integer from "tocsin".slots s
+    where s.limit_id = l.id and s.key = _free_slots.key and s.slot is not null
+$$;
+
+
+
+CREATE FUNCTION tocsin._grant_line(queue_id integer, limit_id integer, key text) RETURNS double precision
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    l "tocsin".limits;
+    here integer := queue_id;  -- the line of the queue, or of all queues
+    free integer := 100;  -- of a rate: how many messages to look at
+    size integer;
+    wanted bigint[] := '{}';
+    candidate bigint;
+    place "tocsin".slots;
+    granted integer := 0;
+    known boolean;  -- whether all open transactions know the queue; before the look
+    locked boolean := false;  -- whether it has skipped a message that it could grant
+begin
+    select x.* into l from "tocsin".limits x where x.id = limit_id;
+    known := coalesce((select x.since < pg_snapshot_xmin(pg_current_snapshot())
+                       from "tocsin".limit_queues x
+                       where x.limit_id = _grant_line.limit_id
+                           and x.queue_id = _grant_line.queue_id), false);
+    if l.per is null then
+        free := "tocsin"._free_slots(l, key);
+    end if;
+    size := least(free, 100);
+    if free > 0 and l.ordered then
+        here := 0;
+        select s.message_id into candidate from "tocsin".slots s
+        where s.limit_id = _grant_line.limit_id and s.key = _grant_line.key and s.line = 0
+            and s.waits
+        order by s.priority, s.due, s.message_id limit 1;
+        size := 1;
+        wanted := array(select m.id from "tocsin".messages m
+                        where m.id = candidate and m.queue_id = _grant_line.queue_id
+                        for update skip locked);
+        locked := cardinality(wanted) = 0
+            and exists (select from "tocsin".slots s
+                        where s.message_id = candidate and s.limit_id = _grant_line.limit_id
+                            and s.queue_id = _grant_line.queue_id);
+    elsif free > 0 then
+        wanted := array(select m.id
+                        from "tocsin".slots s join "tocsin".messages m on m.id = s.message_id
+                        where s.limit_id = _grant_line.limit_id and s.key = _grant_line.key
+                            and s.line = _grant_line.queue_id and s.waits
+                        order by s.priority, s.due, s.message_id limit size
+                        for update of m skip locked);
+    end if;
+    foreach candidate in array wanted loop
+        select s.* into place from "tocsin".slots s
+        where s.message_id = candidate and s.limit_id = _grant_line.limit_id and s.waits;
+        continue when not found;
+        if l.per is not null then
+            continue when not "tocsin"._spend(l, place);
+        elsif l.ordered then
+            update "tocsin".slots s set slot = 1, waits = false
+            where s.message_id = candidate and s.limit_id = _grant_line.limit_id;
+        end if;
+        case "tocsin"._advance(place)
+            when 'ready' then granted := granted + 1; free := free - 1;
+            when 'later' then free := free - 1;
+            else null;
+        end case;
+    end loop;
+    if granted > 1 then
+        perform "tocsin"._ring(queue_id);  -- the claim may take one of them
+    end if;
+    if not exists (select from "tocsin".slots s
+                   where s.limit_id = _grant_line.limit_id and s.key = _grant_line.key
+                       and s.line = here and s.waits
+                       and s.queue_id = _grant_line.queue_id) then
+        return null;
+    end if;
+    if not known then
+        update "tocsin".limit_queues x set since = pg_current_xact_id()
+        where x.limit_id = _grant_line.limit_id and x.queue_id = _grant_line.queue_id
+            and x.since is null;
+    end if;
+    return case
+        when free > 0 and cardinality(wanted) = size then 0
+        when locked or free > 0 and not l.ordered  -- another transaction has locked the rest
+            -- or a transaction may not know that this queue has messages in the line
+            or not known then 0.25
+    end;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._grant_slots(queue_id integer) RETURNS double precision
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    stop_at timestamptz := "tocsin"._clock() + interval '20 ms';
+    locked boolean := false;  -- whether it has looked at the rows that are locked
+    pause float8;
+    again float8;
+    keys "tocsin".limit_checks[];
+    kept "tocsin".limit_checks[] := '{}';  -- for the next scan
+    c "tocsin".limit_checks;
+begin
+    if not exists (select from "tocsin".limit_checks x where x.queue_id = _grant_slots.queue_id) then
+        return null;
+    elsif current_setting('transaction_isolation') <> 'read committed' then
+        return 0.25;  -- its snapshot may be older than the rows that it would delete
+    elsif not pg_try_advisory_xact_lock("tocsin"._lock_key('grant', 0)) then
+        return 0.01;
+    end if;
+    loop
+        with gone as (
+            delete from "tocsin".limit_checks x where x.ctid = any (array(
+                select y.ctid from "tocsin".limit_checks y
+                where y.queue_id = _grant_slots.queue_id limit 200 for update skip locked))
+            returning x.queue_id, x.limit_id, x.key
+        )
+        select array_agg(distinct row(g.queue_id, g.limit_id, g.key)::"tocsin".limit_checks)
+        into keys from gone g;
+        if keys is null then
+            exit when locked;
+            locked := true;
+            select array_agg(distinct z.x) into keys
+            from (select x from "tocsin".limit_checks x
+                  where x.queue_id = _grant_slots.queue_id limit 200) z;
+        end if;
+        foreach c in array coalesce(keys, '{}') loop
+            pause := "tocsin"._grant_line(queue_id, c.limit_id, c.key);
+            again := least(again, nullif(pause, 0));
+            if pause = 0 then
+                insert into "tocsin".limit_checks select c.*;  -- for the next round
+            elsif pause > 0 then
+                kept := kept || c;
+            end if;
+        end loop;
+        if "tocsin"._clock() >= stop_at then
+            again := least(again, 0.01);
+            exit;
+        end if;
+    end loop;
+    insert into "tocsin".limit_checks select distinct k.* from unnest(kept) k;
+    return again;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._hold_limited() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if new.state = 'ready' then
+        new.state := 'held';
+    end if;
+    return new;
+end
 $$;
 
 
@@ -1836,6 +2334,109 @@ CREATE FUNCTION tocsin._keep_until(retention interval, at timestamp with time zo
 CREATE FUNCTION tocsin._later(moment timestamp with time zone, length interval) RETURNS timestamp with time zone
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$ select moment + make_interval(secs => extract(epoch from length)::float8) $$;
+
+
+
+CREATE TABLE tocsin.tasks (
+    name text NOT NULL,
+    queue_id integer NOT NULL,
+    max_deliveries integer NOT NULL,
+    priority integer NOT NULL,
+    timeout double precision,
+    limits jsonb DEFAULT '[]'::jsonb NOT NULL,
+    description text NOT NULL,
+    registered_at timestamp with time zone NOT NULL,
+    CONSTRAINT tasks_max_deliveries_check CHECK ((max_deliveries > 0)),
+    CONSTRAINT tasks_name_check CHECK ((name <> ''::text)),
+    CONSTRAINT tasks_timeout_check CHECK ((timeout > (0)::double precision))
+);
+
+
+
+COMMENT ON TABLE tocsin.tasks IS 'The tasks that workers have registered: where a job goes that SQL submits.';
+
+
+
+COMMENT ON COLUMN tocsin.tasks.timeout IS 'Seconds that an attempt may take; null: any number.';
+
+
+
+COMMENT ON COLUMN tocsin.tasks.limits IS 'The limits of its jobs. A key has the name and the position of a parameter, and its default.';
+
+
+
+CREATE FUNCTION tocsin._limits_of(t tocsin.tasks, arguments jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+declare
+    computed text;
+    limits jsonb;
+begin
+    select x.l ->> 'name' into computed from jsonb_array_elements(t.limits) x (l)
+    where x.l ? 'computed' limit 1;
+    if computed is not null then
+        perform "tocsin"._raise_error('TC022',
+            format('the key of limit "%s" is computed by the task''s program', computed),
+            '{"argument": "task"}',
+            'Submit the job from Python, or make the key a parameter of the task.');
+    end if;
+    select coalesce(jsonb_agg(k.l - '{parameter,position,default}'::text[]
+                              || case when k.l ? 'parameter' then jsonb_build_object('key', k.key)
+                                 else '{}' end), '[]')
+    into limits
+    from (select x.l, case
+                     when not x.l ? 'parameter' then null
+                     when jsonb_typeof(arguments) = 'object' and arguments ? (x.l ->> 'parameter')
+                         then arguments ->> (x.l ->> 'parameter')
+                     when jsonb_typeof(arguments) = 'array'
+                         and jsonb_array_length(arguments) > (x.l ->> 'position')::integer
+                         then arguments ->> (x.l ->> 'position')::integer
+                     else x.l ->> 'default' end as key
+          from jsonb_array_elements(t.limits) x (l)) k
+    where k.key is not null or not k.l ? 'parameter';
+    return limits;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._line_up(m tocsin.messages) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    spec jsonb;
+    l "tocsin".limits;
+    first "tocsin".slots;
+begin
+    for spec in select x from jsonb_array_elements(m.options -> 'limits') x order by x ->> 'name'
+    loop
+        l := "tocsin"._find_limit(spec, m.queue_id);
+        insert into "tocsin".slots (message_id, limit_id, key, queue_id, line, stage, priority, due)
+        values (m.id, l.id, coalesce(spec ->> 'key', ''), m.queue_id,
+                case when l.ordered then 0 else m.queue_id end,
+                case when l.per is not null then 0 when l.ordered then 1
+                when spec ->> 'key' <> '' then 2 else 3 end,
+                case when l.ordered then 0 else m.priority end, m.due)
+        on conflict (message_id, limit_id) do update
+        set priority = excluded.priority, due = excluded.due, waits = false;
+    end loop;
+    select s.* into first from "tocsin".slots s
+    where s.message_id = m.id and s.slot is null and not s.paid
+    order by s.stage, s.limit_id limit 1;
+    if found then
+        update "tocsin".slots s set waits = true
+        where s.message_id = m.id and s.limit_id = first.limit_id;
+        perform "tocsin"._note_check(array[m.queue_id], first.limit_id, first.key);
+    else
+        update "tocsin".messages x set state = 'ready' where x.id = m.id;
+        perform "tocsin"._ring(m.queue_id);
+    end if;
+end
+$$;
 
 
 
@@ -1938,6 +2539,7 @@ declare
     stop_at timestamptz := t + interval '20 ms';
     over boolean := false;
     rows_due tid[];
+    limited bigint[];
     ids bigint[];
     expired bigint[];
     ended bigint := 0;
@@ -1961,12 +2563,18 @@ begin
         select from "tocsin".messages m
             where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
     loop
-        select array_agg(d.ctid) into rows_due
-        from (select m.ctid from "tocsin".messages m
+        select array_agg(d.ctid), array_agg(d.id) filter (where d.limited) into rows_due, limited
+        from (select m.ctid, m.id, m.options ? 'limits' as limited from "tocsin".messages m
               where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t
               order by m.vt limit 4 * batch for update skip locked) d;
         exit when rows_due is null;
-        update "tocsin".messages m set state = 'ready' where m.ctid = any (rows_due);
+        update "tocsin".messages m
+        set state = (case when m.options ? 'limits' then 'held'
+                     else 'ready' end)::"tocsin".message_state
+        where m.ctid = any (rows_due);
+        if limited is not null then
+            perform "tocsin"._line_up(m) from "tocsin".messages m where m.id = any (limited);
+        end if;
         over := "tocsin"._clock() >= stop_at;
     end loop;
 
@@ -2165,7 +2773,10 @@ begin
         (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'delayed'
          order by m.vt limit 1),
         (select m.vt from "tocsin".messages m where m.queue_id = q.id and m.state = 'leased'
-         order by m.vt limit 1)
+         order by m.vt limit 1),
+        case when with_ready then
+            (select "tocsin"._clock() from "tocsin".limit_checks c where c.queue_id = q.id limit 1)
+        end
     )
     into at
     from "tocsin".queues q
@@ -2173,6 +2784,65 @@ begin
     -- greatest() ignores null
     return greatest(case when with_ready and at is not null then 0 end,
                     extract(epoch from at - "tocsin"._clock()));
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._note_check(queue_ids integer[], limit_id integer, key text) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    q integer;
+begin
+    foreach q in array queue_ids loop
+        -- a row that another transaction has deleted would fail at a stricter level
+        if current_setting('transaction_isolation') = 'read committed' then
+            perform from "tocsin".limit_checks c
+            where c.queue_id = q and c.limit_id = _note_check.limit_id
+                and c.key = _note_check.key
+            limit 1 for share skip locked;
+        end if;
+        if current_setting('transaction_isolation') <> 'read committed' or not found then
+            insert into "tocsin".limit_checks (queue_id, limit_id, key) values (q, limit_id, key);
+        end if;
+        perform "tocsin"._ring(q);
+    end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._note_free(limit_id integer, key text) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    perform "tocsin"._note_check(
+        case when current_setting('transaction_isolation') = 'read committed' then
+            array(select x.queue_id from "tocsin".limit_queues x
+                  where x.limit_id = _note_free.limit_id order by 1)
+        else array(select q.id from "tocsin".queues q order by 1) end, limit_id, key);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._note_waiting(limit_id integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+begin
+    perform "tocsin"._note_free(_note_waiting.limit_id, s.key)
+    from (select distinct x.key from "tocsin".slots x
+          where x.limit_id = _note_waiting.limit_id and x.waits) s;
 end
 $$;
 
@@ -2902,6 +3572,37 @@ CREATE FUNCTION tocsin._shared_elsewhere(key bigint) RETURNS boolean
 
 
 
+CREATE FUNCTION tocsin._spend(l tocsin.limits, s tocsin.slots) RETURNS boolean
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    step float8 := extract(epoch from l.per) / coalesce(l.set_n, l.n);
+    due_at timestamptz;
+    next_at timestamptz;
+begin
+    select x.next_at into next_at from "tocsin".rates x where x.limit_id = l.id and x.key = s.key;
+    due_at := greatest(t, next_at - make_interval(secs => step * (l.burst - 1)));
+    insert into "tocsin".rates as x (limit_id, key, next_at)
+    values (l.id, s.key, greatest(next_at, due_at) + make_interval(secs => step))
+    on conflict (limit_id, key) do update set next_at = excluded.next_at;
+    update "tocsin".slots x set paid = true, waits = false
+    where x.message_id = s.message_id and x.limit_id = l.id;
+    if due_at <= t then
+        return true;
+    end if;
+    update "tocsin".messages m set state = 'delayed', due = due_at, vt = due_at
+    where m.id = s.message_id;
+    return false;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._sweep_orphans(most integer DEFAULT 10000) RETURNS bigint
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
@@ -3331,6 +4032,7 @@ declare
     t timestamptz;
     token bigint;
     found_rows bigint;
+    again float8;  -- seconds until a scan must grant slots
     ignored text;
 begin
     if not durable then
@@ -3363,7 +4065,10 @@ begin
     loop
         if from_due is null then
             q := "tocsin"._check_claim(worker_id, registration);
-            perform "tocsin"._make_due_ready(q.id) where q.paused_at is null;
+            if q.paused_at is null then
+                perform "tocsin"._make_due_ready(q.id);
+                again := "tocsin"._grant_slots(q.id);
+            end if;
             if ordered then
                 next_due := "tocsin"._order_kept_for(q.id);
                 if next_due is not null then
@@ -3423,6 +4128,7 @@ begin
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
         end if;
+        next_due := least(next_due, again);
         kind := 'end';
         return next;
     end if;
@@ -3594,7 +4300,7 @@ CREATE FUNCTION tocsin.end_waiting(queue_ids integer[]) RETURNS void
 
 
 
-CREATE FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, key text DEFAULT NULL::text, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, worker_id bigint DEFAULT NULL::bigint, task text DEFAULT NULL::text, options jsonb DEFAULT NULL::jsonb, ring_early boolean DEFAULT false) RETURNS bigint
+CREATE FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, key text DEFAULT NULL::text, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, ordered_by text DEFAULT NULL::text, worker_id bigint DEFAULT NULL::bigint, task text DEFAULT NULL::text, options jsonb DEFAULT NULL::jsonb, ring_early boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3620,7 +4326,10 @@ begin
     if headers is not null then
         perform "tocsin"._check_headers("tocsin".find_queue(queue), headers);
     end if;
-    if task is not null then
+    if ordered_by is not null then
+        options := "tocsin"._add_order(options, ordered_by);
+    end if;
+    if task is not null or options is not null then
         perform "tocsin"._check_job(task, options);
     end if;
     if rings then
@@ -3715,9 +4424,9 @@ begin
         from (select distinct x.worker_id
               from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
     end if;
-    perform "tocsin"._check_job(m.task, m.options)
-    from jsonb_to_recordset(messages) as m (task text, options jsonb)
-    where m.task is not null;
+    perform "tocsin"._check_job(m.task, "tocsin"._add_order(m.options, m.ordered_by))
+    from jsonb_to_recordset(messages) as m (task text, options jsonb, ordered_by text)
+    where m.task is not null or m.options is not null or m.ordered_by is not null;
     if q.ruled then
         select array_agg(p.payload) into unfit
         from jsonb_array_elements(messages) m
@@ -3728,11 +4437,12 @@ begin
         select nextval('"tocsin".messages_id_seq') as id, coalesce(m.payload, 'null') as payload,
             coalesce(m.at, "tocsin"._later(t, m.delay), t) as due_at,
                m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id,
-               m.task, m.options
+               m.task, "tocsin"._add_order(m.options, m.ordered_by) as options
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
                                                 priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer,
-                                                worker_id bigint, task text, options jsonb)
+                                                ordered_by text, worker_id bigint, task text,
+                                                options jsonb)
     ), added as (
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries,
@@ -3791,8 +4501,8 @@ begin
     loop
         ids[part.place] := "tocsin".enqueue(
             part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,
-            part.headers, part.key, part.expires_in, part.max_deliveries, part.worker_id,
-            part.task, part.options);
+            part.headers, part.key, part.expires_in, part.max_deliveries,
+            worker_id => part.worker_id, task => part.task, options => part.options);
     end loop;
     return ids;
 end
@@ -3800,7 +4510,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, worker_id bigint DEFAULT NULL::bigint, first_index integer DEFAULT 0) RETURNS bigint[]
+CREATE FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, priority integer DEFAULT 0, headers jsonb DEFAULT NULL::jsonb, expires_in interval DEFAULT NULL::interval, max_deliveries integer DEFAULT NULL::integer, ordered_by text DEFAULT NULL::text, worker_id bigint DEFAULT NULL::bigint, first_index integer DEFAULT 0) RETURNS bigint[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -3810,17 +4520,21 @@ declare
                                                      worker_id);
     t timestamptz := "tocsin"._clock();
     due_at timestamptz := coalesce(at, "tocsin"._later(t, delay), t);
+    options jsonb := "tocsin"._add_order(null, ordered_by);
     ids bigint[];
 begin
     perform "tocsin"._check_headers(q, headers);
+    if options is not null then
+        perform "tocsin"._check_job(null, options);
+    end if;
     perform "tocsin"._check_payloads(q, payloads, first_index);
     with added as (
         insert into "tocsin".messages (queue_id, priority, state, due, vt, enqueued_at, expires_at,
                                      producer_worker_id, max_deliveries,
-                                     payload, headers)
+                                     payload, headers, options)
         select q.id, coalesce(priority, 0), case when due_at > t
             then 'delayed'::"tocsin".message_state else 'ready' end, due_at, due_at, t,
-               "tocsin"._later(t, expires_in), worker_id, max_deliveries, p.payload, headers
+               "tocsin"._later(t, expires_in), worker_id, max_deliveries, p.payload, headers, options
         from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         order by p.n
         returning id
@@ -4130,6 +4844,19 @@ CREATE FUNCTION tocsin.list_dead_letters(queue text, reason text DEFAULT NULL::t
     AS $$
     select * from "tocsin"._describe_dead_letters(null, ("tocsin".find_queue(queue)).id, reason, error,
                                                 "tocsin"._cutoff(older_than), max_letters, after)
+$$;
+
+
+
+CREATE FUNCTION tocsin.list_limits() RETURNS TABLE(name text, key text, n integer, per double precision, ordered boolean, holders bigint, waiting bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select l.name, s.key, coalesce(l.set_n, l.n), extract(epoch from l.per)::float8, l.ordered,
+           count(*) filter (where s.slot is not null), count(*) filter (where s.waits)
+    from "tocsin".limits l left join "tocsin".slots s on s.limit_id = l.id
+    group by l.id, s.key
+    order by l.name, s.key
 $$;
 
 
@@ -4834,20 +5561,26 @@ CREATE FUNCTION tocsin.register_tasks(tasks jsonb) RETURNS void
     AS $$
 #variable_conflict use_column
 begin
-    insert into "tocsin".tasks as x (name, queue_id, max_deliveries, priority, timeout, description,
-                                   registered_at)
+    insert into "tocsin".tasks as x (name, queue_id, max_deliveries, priority, timeout, limits,
+                                   description, registered_at)
     select t.name, ("tocsin".find_queue(t.queue)).id, t.max_deliveries, t.priority, t.timeout,
-           t.description, "tocsin"._clock()
+           coalesce(t.limits, '[]'), t.description, "tocsin"._clock()
     from jsonb_to_recordset(tasks) as t (name text, queue text, max_deliveries integer,
-                                         priority integer, timeout float8, description text)
+                                         priority integer, timeout float8, limits jsonb,
+                                         description text)
     order by t.name
     on conflict (name) do update
     set queue_id = excluded.queue_id, max_deliveries = excluded.max_deliveries,
         priority = excluded.priority, timeout = excluded.timeout,
-        description = excluded.description, registered_at = excluded.registered_at
-    where (x.queue_id, x.max_deliveries, x.priority, x.timeout, x.description)
+        limits = excluded.limits, description = excluded.description,
+        registered_at = excluded.registered_at
+    where (x.queue_id, x.max_deliveries, x.priority, x.timeout, x.limits, x.description)
         is distinct from (excluded.queue_id, excluded.max_deliveries, excluded.priority,
-                          excluded.timeout, excluded.description);
+                          excluded.timeout, excluded.limits, excluded.description);
+    perform "tocsin"._declare_limit(l.spec, ("tocsin".find_queue(t.queue)).id)
+    from jsonb_to_recordset(tasks) as t (name text, queue text, limits jsonb)
+    cross join lateral jsonb_array_elements(t.limits) l (spec)
+    order by l.spec ->> 'name', t.name;
 end
 $$;
 
@@ -5165,6 +5898,31 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.set_limit(name text, n integer) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    l "tocsin".limits;
+begin
+    select x.* into l from "tocsin".limits x where x.name = set_limit.name;
+    if not found then
+        perform "tocsin"._raise_error('TC022', format('there is no limit "%s"', set_limit.name),
+                                    '{"argument": "name"}',
+                                    'A limit exists from the first task or message that names it.');
+    elsif set_limit.n < 1 or set_limit.n > 1000000 or l.ordered and set_limit.n <> 1 then
+        perform "tocsin"._raise_error('TC022',
+            case when l.ordered then 'an ordered limit has n = 1'
+            else 'n must be at least 1, and at most a million' end, '{"argument": "n"}');
+    end if;
+    update "tocsin".limits x set set_n = set_limit.n where x.id = l.id;
+    perform "tocsin"._note_waiting(l.id);
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.settle_rate(queue_id integer) RETURNS double precision
     LANGUAGE sql SECURITY DEFINER
     SET enable_seqscan TO 'off'
@@ -5250,6 +6008,7 @@ CREATE FUNCTION tocsin.submit(task text, arguments jsonb DEFAULT '[]'::jsonb, de
 #variable_conflict use_column
 declare
     t "tocsin".tasks;
+    options jsonb;
 begin
     if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
         perform "tocsin"._raise_error('TC022',
@@ -5264,13 +6023,19 @@ begin
             jsonb_build_object('task', submit.task),
             'Start a worker that runs the task, once, or correct the name.');
     end if;
+    if submit.timeout is not null then
+        options := jsonb_build_object('timeout', extract(epoch from submit.timeout));
+    end if;
+    if t.limits <> '[]' then
+        options := coalesce(options, '{}')
+            || jsonb_build_object('limits', "tocsin"._limits_of(t, arguments));
+    end if;
     return "tocsin".enqueue(
         (select q.name from "tocsin".queues q where q.id = t.queue_id), arguments, delay, at,
         coalesce(submit.priority, t.priority), headers, key, expires_in,
         coalesce(max_attempts, t.max_deliveries),
         task => t.name,
-        options => case when submit.timeout is not null
-            then jsonb_build_object('timeout', extract(epoch from submit.timeout)) end);
+        options => options);
 end
 $$;
 
@@ -5747,6 +6512,48 @@ CREATE SEQUENCE tocsin.lifelines
 
 
 
+CREATE TABLE tocsin.limit_checks (
+    queue_id integer NOT NULL,
+    limit_id integer NOT NULL,
+    key text NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE ONLY tocsin.limit_checks REPLICA IDENTITY FULL;
+
+
+
+COMMENT ON TABLE tocsin.limit_checks IS 'The keys whose lines the next full scan of the queue looks at.';
+
+
+
+CREATE TABLE tocsin.limit_queues (
+    limit_id integer NOT NULL,
+    queue_id integer NOT NULL,
+    since xid8
+);
+
+
+
+COMMENT ON TABLE tocsin.limit_queues IS 'The queues whose messages name a limit.';
+
+
+
+COMMENT ON COLUMN tocsin.limit_queues.since IS 'A transaction that began after the row was visible; null: no scan has seen the row.';
+
+
+
+ALTER TABLE tocsin.limits ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tocsin.limits_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+
 CREATE TABLE tocsin.maintenance (
     only_row boolean DEFAULT true NOT NULL,
     due_at timestamp with time zone NOT NULL,
@@ -5816,6 +6623,18 @@ ALTER TABLE tocsin.queues ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
+CREATE TABLE tocsin.rates (
+    limit_id integer NOT NULL,
+    key text NOT NULL,
+    next_at timestamp with time zone NOT NULL
+);
+
+
+
+COMMENT ON COLUMN tocsin.rates.next_at IS 'The theoretical arrival time: when the next message is due if the key has no burst.';
+
+
+
 CREATE SEQUENCE tocsin.registrations
     START WITH 1
     INCREMENT BY 1
@@ -5834,29 +6653,6 @@ CREATE TABLE tocsin.roles (
 
 
 COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin, in addition to its owner; see sql/security/access.sql.';
-
-
-
-CREATE TABLE tocsin.tasks (
-    name text NOT NULL,
-    queue_id integer NOT NULL,
-    max_deliveries integer NOT NULL,
-    priority integer NOT NULL,
-    timeout double precision,
-    description text NOT NULL,
-    registered_at timestamp with time zone NOT NULL,
-    CONSTRAINT tasks_max_deliveries_check CHECK ((max_deliveries > 0)),
-    CONSTRAINT tasks_name_check CHECK ((name <> ''::text)),
-    CONSTRAINT tasks_timeout_check CHECK ((timeout > (0)::double precision))
-);
-
-
-
-COMMENT ON TABLE tocsin.tasks IS 'The tasks that workers have registered: where a job goes that SQL submits.';
-
-
-
-COMMENT ON COLUMN tocsin.tasks.timeout IS 'Seconds that an attempt may take; null: any number.';
 
 
 
@@ -5907,7 +6703,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:39:49.867261+00', '2026-11-29 17:39:49.879081+00', '2026-11-29 17:39:49.896451+00', '2026-11-30 17:39:49.896451+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:50:12.959657+00', '2026-11-29 17:50:12.978767+00', '2026-11-29 17:50:12.998947+00', '2026-11-30 17:50:12.998947+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -5920,21 +6716,21 @@ INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:3
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:39:50.082441+00', '2026-11-29 17:39:50.112094+00', '2026-11-29 17:39:50.113752+00', '2985-03-06 17:39:50.113752+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:50:13.069283+00', '2026-11-29 17:50:13.090143+00', '2026-11-29 17:50:13.095707+00', '2985-03-06 17:50:13.095707+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:39:49.896451+00', '2026-11-29 17:39:49.896451+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:39:50.113752+00', '2026-11-29 17:39:50.113752+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:50:12.998947+00', '2026-11-29 17:50:12.998947+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:50:13.095707+00', '2026-11-29 17:50:13.095707+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:39:49.778849+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:39:49.778878+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:39:49.778883+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:50:12.840779+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:50:12.840818+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:50:12.840824+00');
 
 
 
@@ -5947,65 +6743,81 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '1ec00e3f22f5ab1ac4af2ca93bfbc7cad4b9cfe00cca5afa2edef35659db25d7');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '50a96b2b9a56544311ee85308640378ead1a358153bf974c43ad09379397aac9');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:39:50.133351+00', '2026-11-29 17:39:50.140749+00', '2026-11-29 17:39:50.164229+00', 1795973990140749, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:39:50.146771+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:39:50.140749+00:00"}]', NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:50:13.122492+00', '2026-11-29 17:50:13.127553+00', '2026-11-29 17:50:13.149335+00', 1795974613127553, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:50:13.130498+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:50:13.127553+00:00"}]', NULL, NULL);
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:40:48.424084+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:39:50.108212+00', '2026-11-29 17:39:52.112094+00', '2026-11-29 17:39:50.108212+00', '2026-11-29 17:39:50.112094+00', NULL, 1795973990112094, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:39:51.170621+00', '2026-11-29 17:39:51.170621+00', '2026-11-29 17:39:50.119811+00', '2026-11-29 17:39:50.12308+00', NULL, 1795973990123080, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:39:50.146771+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:39:50.12308+00:00"}]', NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', '2026-11-29 17:39:50.200833+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:39:50.216333+00', '2026-11-29 17:39:50.216333+00', '2026-11-29 17:39:50.216333+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:39:51.217832+00', '2026-11-29 17:39:51.217832+00', '2026-11-29 17:39:50.217832+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:39:51.219398+00', '2026-11-29 17:39:51.219398+00', '2026-11-29 17:39:50.219398+00', NULL, '2026-11-29 17:39:50.719398+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:39:50.221147+00', '2985-03-06 17:39:50.221147+00', '2026-11-29 17:39:50.221147+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:39:50.222302+00', '2026-11-29 17:39:50.222302+00', '2026-11-29 17:39:50.222302+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:39:48.424084+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:39:48.424084+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:39:48.424084+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 5836, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:39:49.802112+00', '2026-11-29 17:39:49.860184+00');
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:51:11.28644+00', false);
 
 
 
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:50:13.083618+00', '2026-11-29 17:50:15.090143+00', '2026-11-29 17:50:13.083618+00', '2026-11-29 17:50:13.090143+00', NULL, 1795974613090143, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:50:14.192148+00', '2026-11-29 17:50:14.192148+00', '2026-11-29 17:50:13.109511+00', '2026-11-29 17:50:13.121025+00', NULL, 1795974613121025, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:50:13.130498+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:50:13.121025+00:00"}]', NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', '2026-11-29 17:50:13.164381+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:50:13.180596+00', '2026-11-29 17:50:13.180596+00', '2026-11-29 17:50:13.180596+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:50:14.18395+00', '2026-11-29 17:50:14.18395+00', '2026-11-29 17:50:13.18395+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:50:14.204428+00', '2026-11-29 17:50:14.204428+00', '2026-11-29 17:50:13.204428+00', NULL, '2026-11-29 17:50:13.704428+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:50:13.209595+00', '2985-03-06 17:50:13.209595+00', '2026-11-29 17:50:13.209595+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:50:13.22357+00', '2026-11-29 17:50:13.22357+00', '2026-11-29 17:50:13.22357+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:39:49.44953+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:39:49.472971+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:39:50.232748+00', '2026-11-29 17:39:49.478108+00', 'tocsin.paused');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:50:11.28644+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:50:11.28644+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:50:11.28644+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 17:50:11.28644+00');
 
 
 
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 30792, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:50:12.862789+00', '2026-11-29 17:50:12.945405+00');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:39:49.800959+00');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:50:12.41133+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:50:12.437266+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:50:13.229186+00', '2026-11-29 17:50:12.453194+00', 'tocsin.paused');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 5836, '0.1.0', '2026-11-29 17:39:49.808205+00', '2026-11-29 17:39:49.808205+00', '2026-11-29 17:39:49.912355+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 5836, '0.1.0', '2026-11-29 17:39:49.920194+00', '2026-11-29 17:39:49.920194+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 5836, '0.1.0', '2026-11-29 17:39:49.92875+00', '2026-11-29 17:39:49.92875+00', NULL);
+
+
+
+
+
+
+
+
+
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:50:12.861599+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 30792, '0.1.0', '2026-11-29 17:50:12.881407+00', '2026-11-29 17:50:12.881407+00', '2026-11-29 17:50:13.025703+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 30792, '0.1.0', '2026-11-29 17:50:13.037407+00', '2026-11-29 17:50:13.037407+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 30792, '0.1.0', '2026-11-29 17:50:13.060076+00', '2026-11-29 17:50:13.060076+00', NULL);
 
 
 
@@ -6014,6 +6826,10 @@ SELECT pg_catalog.setval('tocsin.flush_marker', 1, false);
 
 
 SELECT pg_catalog.setval('tocsin.lifelines', 1, true);
+
+
+
+SELECT pg_catalog.setval('tocsin.limits_id_seq', 1, false);
 
 
 
@@ -6062,6 +6878,21 @@ ALTER TABLE ONLY tocsin.dead_letters
 
 
 
+ALTER TABLE ONLY tocsin.limit_queues
+    ADD CONSTRAINT limit_queues_pkey PRIMARY KEY (limit_id, queue_id);
+
+
+
+ALTER TABLE ONLY tocsin.limits
+    ADD CONSTRAINT limits_name_key UNIQUE (name);
+
+
+
+ALTER TABLE ONLY tocsin.limits
+    ADD CONSTRAINT limits_pkey PRIMARY KEY (id);
+
+
+
 ALTER TABLE ONLY tocsin.maintenance
     ADD CONSTRAINT maintenance_pkey PRIMARY KEY (only_row);
 
@@ -6097,8 +6928,18 @@ ALTER TABLE ONLY tocsin.queues
 
 
 
+ALTER TABLE ONLY tocsin.rates
+    ADD CONSTRAINT rates_pkey PRIMARY KEY (limit_id, key);
+
+
+
 ALTER TABLE ONLY tocsin.roles
     ADD CONSTRAINT roles_pkey PRIMARY KEY (kind);
+
+
+
+ALTER TABLE ONLY tocsin.slots
+    ADD CONSTRAINT slots_pkey PRIMARY KEY (message_id, limit_id);
 
 
 
@@ -6174,6 +7015,14 @@ CREATE INDEX dead_letters_queue ON tocsin.dead_letters USING btree (queue_id, id
 
 
 
+CREATE INDEX limit_checks_key ON tocsin.limit_checks USING btree (queue_id, limit_id, key);
+
+
+
+CREATE INDEX limit_queues_queue ON tocsin.limit_queues USING btree (queue_id);
+
+
+
 CREATE INDEX messages_expiring ON tocsin.messages USING btree (queue_id, expires_at) WHERE ((state <> 'leased'::tocsin.message_state) AND (expires_at IS NOT NULL));
 
 
@@ -6191,6 +7040,14 @@ CREATE INDEX messages_ready ON tocsin.messages USING btree (queue_id, priority, 
 
 
 CREATE INDEX messages_timed ON tocsin.messages USING btree (queue_id, state, vt) WHERE (state = ANY (ARRAY['delayed'::tocsin.message_state, 'leased'::tocsin.message_state]));
+
+
+
+CREATE UNIQUE INDEX slots_held ON tocsin.slots USING btree (limit_id, key, slot) WHERE (slot IS NOT NULL);
+
+
+
+CREATE INDEX slots_line ON tocsin.slots USING btree (limit_id, key, line, priority, due, message_id) WHERE waits;
 
 
 
@@ -6234,6 +7091,22 @@ CREATE STATISTICS tocsin.messages_states (mcv) ON queue_id, state FROM tocsin.me
 
 
 
+CREATE TRIGGER follow_limited AFTER UPDATE OF due, priority ON tocsin.messages FOR EACH ROW WHEN ((new.options ? 'limits'::text)) EXECUTE FUNCTION tocsin._follow_limited();
+
+
+
+CREATE TRIGGER free_limited AFTER DELETE ON tocsin.messages FOR EACH ROW WHEN ((old.options ? 'limits'::text)) EXECUTE FUNCTION tocsin._follow_limited();
+
+
+
+CREATE TRIGGER hold_limited BEFORE INSERT ON tocsin.messages FOR EACH ROW WHEN ((new.options ? 'limits'::text)) EXECUTE FUNCTION tocsin._hold_limited();
+
+
+
+CREATE TRIGGER line_up_limited AFTER INSERT ON tocsin.messages FOR EACH ROW WHEN ((new.options ? 'limits'::text)) EXECUTE FUNCTION tocsin._follow_limited();
+
+
+
 CREATE TRIGGER ring AFTER INSERT ON tocsin.messages REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT WHEN (((pg_trigger_depth() > 0) OR (current_setting('bell.rung_by'::text, true) IS DISTINCT FROM '"tocsin".'::text))) EXECUTE FUNCTION tocsin._ring_inserted();
 
 
@@ -6243,8 +7116,23 @@ ALTER TABLE ONLY tocsin.archive_policies
 
 
 
+ALTER TABLE ONLY tocsin.limit_queues
+    ADD CONSTRAINT limit_queues_limit_id_fkey FOREIGN KEY (limit_id) REFERENCES tocsin.limits(id) ON DELETE CASCADE;
+
+
+
+ALTER TABLE ONLY tocsin.limit_queues
+    ADD CONSTRAINT limit_queues_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id) ON DELETE CASCADE;
+
+
+
 ALTER TABLE ONLY tocsin.queue_grants
     ADD CONSTRAINT queue_grants_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id) ON DELETE CASCADE;
+
+
+
+ALTER TABLE ONLY tocsin.rates
+    ADD CONSTRAINT rates_limit_id_fkey FOREIGN KEY (limit_id) REFERENCES tocsin.limits(id) ON DELETE CASCADE;
 
 
 
@@ -6270,6 +7158,10 @@ REVOKE ALL ON FUNCTION tocsin._add_delivery(history jsonb, delivery jsonb) FROM 
 
 
 
+REVOKE ALL ON FUNCTION tocsin._add_order(options jsonb, ordered_by text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._add_partition(span integer, starts_at timestamp with time zone) FROM PUBLIC;
 
 
@@ -6283,6 +7175,10 @@ REVOKE ALL ON FUNCTION tocsin._add_queue(queue text) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._admit(ids bigint[]) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._advance(from_line tocsin.slots) FROM PUBLIC;
 
 
 
@@ -6378,6 +7274,10 @@ REVOKE ALL ON FUNCTION tocsin._check_key_holder(message_id bigint, key text, tas
 
 
 
+REVOKE ALL ON FUNCTION tocsin._check_limits(limits jsonb) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._check_own(w tocsin.workers) FROM PUBLIC;
 
 
@@ -6427,6 +7327,10 @@ REVOKE ALL ON FUNCTION tocsin._cutoff(older_than interval) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._decide_to_ring(queue_id integer, notify text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._declare_limit(spec jsonb, queue_id integer) FROM PUBLIC;
 
 
 
@@ -6482,6 +7386,10 @@ REVOKE ALL ON FUNCTION tocsin._find_key(queue_id integer, key text) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._find_limit(spec jsonb, queue_id integer) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._find_own_worker(worker_id bigint) FROM PUBLIC;
 
 
@@ -6498,7 +7406,31 @@ REVOKE ALL ON FUNCTION tocsin._find_worker(worker_id bigint) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._follow_limited() FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._forget_ended_sessions() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._free(message_id bigint, keep_ordered boolean, keep_paid boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._free_slots(l tocsin.limits, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._grant_line(queue_id integer, limit_id integer, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._grant_slots(queue_id integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._hold_limited() FROM PUBLIC;
 
 
 
@@ -6531,6 +7463,14 @@ REVOKE ALL ON FUNCTION tocsin._keep_until(retention interval, at timestamp with 
 
 
 REVOKE ALL ON FUNCTION tocsin._later(moment timestamp with time zone, length interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._limits_of(t tocsin.tasks, arguments jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._line_up(m tocsin.messages) FROM PUBLIC;
 
 
 
@@ -6579,6 +7519,18 @@ REVOKE ALL ON FUNCTION tocsin._move_worker(worker_id bigint, allowed text[], tar
 
 
 REVOKE ALL ON FUNCTION tocsin._next_due(queue_id integer, with_ready boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._note_check(queue_ids integer[], limit_id integer, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._note_free(limit_id integer, key text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._note_waiting(limit_id integer) FROM PUBLIC;
 
 
 
@@ -6702,6 +7654,10 @@ REVOKE ALL ON FUNCTION tocsin._shared_elsewhere(key bigint) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._spend(l tocsin.limits, s tocsin.slots) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._sweep_orphans(most integer) FROM PUBLIC;
 
 
@@ -6810,7 +7766,7 @@ REVOKE ALL ON FUNCTION tocsin.end_waiting(queue_ids integer[]) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, key text, expires_in interval, max_deliveries integer, worker_id bigint, task text, options jsonb, ring_early boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.enqueue(queue text, payload jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, key text, expires_in interval, max_deliveries integer, ordered_by text, worker_id bigint, task text, options jsonb, ring_early boolean) FROM PUBLIC;
 
 
 
@@ -6822,7 +7778,7 @@ REVOKE ALL ON FUNCTION tocsin.enqueue_jobs(jobs jsonb) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, expires_in interval, max_deliveries integer, worker_id bigint, first_index integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.enqueue_many(queue text, payloads jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, expires_in interval, max_deliveries integer, ordered_by text, worker_id bigint, first_index integer) FROM PUBLIC;
 
 
 
@@ -6883,6 +7839,10 @@ REVOKE ALL ON FUNCTION tocsin.limit_lock_wait() FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.list_dead_letters(queue text, reason text, error text, older_than interval, max_letters integer, after bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_limits() FROM PUBLIC;
 
 
 
@@ -7003,6 +7963,10 @@ REVOKE ALL ON FUNCTION tocsin.revoke_queue(queue text, role text) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.secure(former_roles oid[], before jsonb) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.set_limit(name text, n integer) FROM PUBLIC;
 
 
 

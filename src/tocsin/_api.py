@@ -10,6 +10,7 @@ from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
 from tocsin._jobs.job import Job
 from tocsin._jobs.job_info import JobInfo
 from tocsin._jobs.jobs import Jobs
+from tocsin._jobs.limits import Limit, Rate
 from tocsin._jobs.packing import Codec, Packing, PayloadStore
 from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
 from tocsin._jobs.session_job import BlockingJob
@@ -121,6 +122,7 @@ __all__ = [
     "KeyConflict",
     "KeyTaken",
     "LeaseLost",
+    "Limit",
     "MaintenanceResult",
     "Message",
     "MessageInfo",
@@ -148,6 +150,7 @@ __all__ = [
     "QueueNotFound",
     "QueueSettings",
     "Queues",
+    "Rate",
     "RateLimit",
     "RateLimited",
     "ReclaimResult",

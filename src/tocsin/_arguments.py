@@ -74,6 +74,18 @@ def check_key(value: str | None) -> str | None:
     return value
 
 
+def check_order(value: str) -> str:
+    """Return a text by which messages are ordered.
+
+    Raises:
+        TypeError: The value is not a string.
+        ValueError: The text is too long, or PostgreSQL's text cannot hold it.
+    """
+    if len(check_text(value, "ordered_by").encode()) > MAX_KEY:
+        raise ValueError(f"ordered_by must be at most {MAX_KEY} bytes")
+    return value
+
+
 def check_id(value: int, name: str) -> int:
     """Return an id.
 

@@ -94,3 +94,15 @@ async def return_set() -> object:
 async def elsewhere(number: int) -> int:
     await trio.lowlevel.checkpoint()
     return -number
+
+
+@task(limits=[tocsin.Limit("smtp", 2), tocsin.Limit("host", key="host")])
+async def fetch(host: str, page: int = 1) -> int:
+    await trio.lowlevel.checkpoint()
+    return page
+
+
+@task(limits=[tocsin.Limit("customer", key=lambda order: str(order.id), ordered=True)])
+async def bill(order: Order) -> int:
+    await trio.lowlevel.checkpoint()
+    return order.id

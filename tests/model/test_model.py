@@ -1,5 +1,5 @@
-"""Spin searches the models of two protocols exhaustively, that of the bell and that of
-outcomes, and finds a fault when a part of a protocol is missing."""
+"""Spin searches the models of three protocols exhaustively, those of the bell, of
+outcomes and of limits, and finds a fault when a part of a protocol is missing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 BELL = Path(__file__).parent / "bell.pml"
 OUTCOMES = Path(__file__).parent / "outcomes.pml"
+LIMITS = Path(__file__).parent / "limits.pml"
 MISSING = [command for command in ("spin", "gcc") if shutil.which(command) is None]
 NEEDED = pytest.mark.skipif(
     bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian packages of these names)"
@@ -42,7 +43,7 @@ def search(directory: Path, model: Path, *without: str) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("model", [BELL, OUTCOMES], ids=lambda model: model.stem)
+@pytest.mark.parametrize("model", [BELL, OUTCOMES, LIMITS], ids=lambda model: model.stem)
 def test_no_state_of_a_model_breaks_its_promise(tmp_path: Path, model: Path) -> None:
     found = search(tmp_path, model)
     assert "errors: 0" in found
@@ -82,3 +83,23 @@ def test_the_model_fails_without_each_part(tmp_path: Path, missing: str) -> None
 def test_the_model_of_outcomes_fails_without_each_part(tmp_path: Path, missing: str) -> None:
     """A process that waits without end is an invalid end state."""
     assert "invalid end state (at depth" in search(tmp_path, OUTCOMES, missing)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "NO_CHECK_OF_T1",
+        "NO_CHECK_OF_T2",
+        "ONE_QUEUE",
+        "NO_SHARE",
+        "LOCKED_IGNORED",
+        "LOOK_FIRST",
+        "NO_SINCE",
+        "SINCE_LAST",
+        "NO_GRANT_LOCK",
+        "NO_RING",
+    ],
+)
+def test_the_model_of_limits_fails_without_each_part(tmp_path: Path, missing: str) -> None:
+    """A message is stranded, or a slot has two holders."""
+    assert "assertion violated" in search(tmp_path, LIMITS, missing)

@@ -10,7 +10,7 @@ from tocsin._queue.producing.enqueue_request import EnqueueRequest
 
 
 def request(payload: str = "1") -> EnqueueRequest:
-    return EnqueueRequest(payload, None, None, "0", None, None, None, None, None)
+    return EnqueueRequest(payload, None, None, "0", None, None, None, None, None, None)
 
 
 async def gather(*items: PendingEnqueue) -> None:

@@ -12,20 +12,26 @@ language plpgsql
 as $$
 #variable_conflict use_column
 begin
-    insert into tocsin.tasks as x (name, queue_id, max_deliveries, priority, timeout, description,
-                                   registered_at)
+    insert into tocsin.tasks as x (name, queue_id, max_deliveries, priority, timeout, limits,
+                                   description, registered_at)
     select t.name, (tocsin.find_queue(t.queue)).id, t.max_deliveries, t.priority, t.timeout,
-           t.description, tocsin._clock()
+           coalesce(t.limits, '[]'), t.description, tocsin._clock()
     from jsonb_to_recordset(tasks) as t (name text, queue text, max_deliveries integer,
-                                         priority integer, timeout float8, description text)
+                                         priority integer, timeout float8, limits jsonb,
+                                         description text)
     order by t.name
     on conflict (name) do update
     set queue_id = excluded.queue_id, max_deliveries = excluded.max_deliveries,
         priority = excluded.priority, timeout = excluded.timeout,
-        description = excluded.description, registered_at = excluded.registered_at
-    where (x.queue_id, x.max_deliveries, x.priority, x.timeout, x.description)
+        limits = excluded.limits, description = excluded.description,
+        registered_at = excluded.registered_at
+    where (x.queue_id, x.max_deliveries, x.priority, x.timeout, x.limits, x.description)
         is distinct from (excluded.queue_id, excluded.max_deliveries, excluded.priority,
-                          excluded.timeout, excluded.description);
+                          excluded.timeout, excluded.limits, excluded.description);
+    perform tocsin._declare_limit(l.spec, (tocsin.find_queue(t.queue)).id)
+    from jsonb_to_recordset(tasks) as t (name text, queue text, limits jsonb)
+    cross join lateral jsonb_array_elements(t.limits) l (spec)
+    order by l.spec ->> 'name', t.name;
 end
 $$;
 
@@ -79,6 +85,7 @@ as $$
 #variable_conflict use_column
 declare
     t tocsin.tasks;
+    options jsonb;
 begin
     if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
         perform tocsin._raise_error('TC022',
@@ -93,13 +100,54 @@ begin
             jsonb_build_object('task', submit.task),
             'Start a worker that runs the task, once, or correct the name.');
     end if;
+    if submit.timeout is not null then
+        options := jsonb_build_object('timeout', extract(epoch from submit.timeout));
+    end if;
+    if t.limits <> '[]' then
+        options := coalesce(options, '{}')
+            || jsonb_build_object('limits', tocsin._limits_of(t, arguments));
+    end if;
     return tocsin.enqueue(
         (select q.name from tocsin.queues q where q.id = t.queue_id), arguments, delay, at,
         coalesce(submit.priority, t.priority), headers, key, expires_in,
         coalesce(max_attempts, t.max_deliveries),
         task => t.name,
-        options => case when submit.timeout is not null
-            then jsonb_build_object('timeout', extract(epoch from submit.timeout)) end);
+        options => options);
+end
+$$;
+
+-- Returns the limits of a job with these arguments, with their keys. A limit whose key is
+-- null does not concern the job.
+create or replace function tocsin._limits_of(t tocsin.tasks, arguments jsonb) returns jsonb
+language plpgsql
+as $$
+declare
+    computed text;
+    limits jsonb;
+begin
+    select x.l ->> 'name' into computed from jsonb_array_elements(t.limits) x (l)
+    where x.l ? 'computed' limit 1;
+    if computed is not null then
+        perform tocsin._raise_error('TC022',
+            format('the key of limit "%s" is computed by the task''s program', computed),
+            '{"argument": "task"}',
+            'Submit the job from Python, or make the key a parameter of the task.');
+    end if;
+    select coalesce(jsonb_agg(k.l - '{parameter,position,default}'::text[]
+                              || case when k.l ? 'parameter' then jsonb_build_object('key', k.key)
+                                 else '{}' end), '[]')
+    into limits
+    from (select x.l, case
+                     when not x.l ? 'parameter' then null
+                     when jsonb_typeof(arguments) = 'object' and arguments ? (x.l ->> 'parameter')
+                         then arguments ->> (x.l ->> 'parameter')
+                     when jsonb_typeof(arguments) = 'array'
+                         and jsonb_array_length(arguments) > (x.l ->> 'position')::integer
+                         then arguments ->> (x.l ->> 'position')::integer
+                     else x.l ->> 'default' end as key
+          from jsonb_array_elements(t.limits) x (l)) k
+    where k.key is not null or not k.l ? 'parameter';
+    return limits;
 end
 $$;
 
@@ -140,8 +188,8 @@ begin
     loop
         ids[part.place] := tocsin.enqueue(
             part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,
-            part.headers, part.key, part.expires_in, part.max_deliveries, part.worker_id,
-            part.task, part.options);
+            part.headers, part.key, part.expires_in, part.max_deliveries,
+            worker_id => part.worker_id, task => part.task, options => part.options);
     end loop;
     return ids;
 end

@@ -6,7 +6,7 @@
 -- settings force this plan: a session keeps the plan that it made when the table was
 -- empty, and must not scan the table when it has grown.
 
--- The first part of a full scan. Expired messages become dead letters. Delayed messages
+-- The first part of a full scan; slots.sql has the second. Expired messages become dead letters. Delayed messages
 -- that are due become ready. Leased messages whose lease has expired become ready, or
 -- dead letters when they have no deliveries left. The function works in batches and
 -- begins none after 20 ms, so that a claim stays short after a long outage, and also
@@ -24,6 +24,7 @@ declare
     stop_at timestamptz := t + interval '20 ms';
     over boolean := false;
     rows_due tid[];
+    limited bigint[];
     ids bigint[];
     expired bigint[];
     ended bigint := 0;
@@ -47,12 +48,18 @@ begin
         select from tocsin.messages m
             where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t)
     loop
-        select array_agg(d.ctid) into rows_due
-        from (select m.ctid from tocsin.messages m
+        select array_agg(d.ctid), array_agg(d.id) filter (where d.limited) into rows_due, limited
+        from (select m.ctid, m.id, m.options ? 'limits' as limited from tocsin.messages m
               where m.queue_id = _make_due_ready.queue_id and m.state = 'delayed' and m.vt <= t
               order by m.vt limit 4 * batch for update skip locked) d;
         exit when rows_due is null;
-        update tocsin.messages m set state = 'ready' where m.ctid = any (rows_due);
+        update tocsin.messages m
+        set state = (case when m.options ? 'limits' then 'held'
+                     else 'ready' end)::tocsin.message_state
+        where m.ctid = any (rows_due);
+        if limited is not null then
+            perform tocsin._line_up(m) from tocsin.messages m where m.id = any (limited);
+        end if;
         over := tocsin._clock() >= stop_at;
     end loop;
 
@@ -134,6 +141,7 @@ declare
     t timestamptz;
     token bigint;
     found_rows bigint;
+    again float8;  -- seconds until a scan must grant slots
     ignored text;
 begin
     if not durable then
@@ -166,7 +174,10 @@ begin
     loop
         if from_due is null then
             q := tocsin._check_claim(worker_id, registration);
-            perform tocsin._make_due_ready(q.id) where q.paused_at is null;
+            if q.paused_at is null then
+                perform tocsin._make_due_ready(q.id);
+                again := tocsin._grant_slots(q.id);
+            end if;
             if ordered then
                 next_due := tocsin._order_kept_for(q.id);
                 if next_due is not null then
@@ -226,6 +237,7 @@ begin
         if next_due < 0.01 then
             next_due := greatest(0.01, least(-next_due / 4, 0.25));
         end if;
+        next_due := least(next_due, again);
         kind := 'end';
         return next;
     end if;
@@ -256,7 +268,10 @@ begin
         (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'delayed'
          order by m.vt limit 1),
         (select m.vt from tocsin.messages m where m.queue_id = q.id and m.state = 'leased'
-         order by m.vt limit 1)
+         order by m.vt limit 1),
+        case when with_ready then
+            (select tocsin._clock() from tocsin.limit_checks c where c.queue_id = q.id limit 1)
+        end
     )
     into at
     from tocsin.queues q

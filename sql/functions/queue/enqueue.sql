@@ -49,31 +49,6 @@ begin
 end
 $$;
 
--- Refuses a task's name and options that no worker could read. `options` is an object
--- with the timeout of an attempt in seconds.
-create or replace function tocsin._check_job(task text, options jsonb) returns void
-language plpgsql
-as $$
-declare
-    timeout jsonb := options -> 'timeout';
-begin
-    if task = '' or octet_length(task) > 1024 then
-        perform tocsin._raise_error('TC022',
-                                    'the name of a task must have between 1 and 1,024 bytes',
-                                    '{"argument": "task"}');
-    elsif jsonb_typeof(options) <> 'object' or options - 'timeout' <> '{}'
-        or jsonb_typeof(timeout) <> 'number' then
-        perform tocsin._raise_error('TC022',
-                                    'options must be an object with a timeout in seconds',
-                                    '{"argument": "options"}');
-    elsif timeout::numeric not between 0.000001 and 31536000000 then
-        perform tocsin._raise_error('TC022',
-                                    'timeout must be positive, and at most a thousand years',
-                                    '{"argument": "timeout"}');
-    end if;
-end
-$$;
-
 -- Whether the worker is active. The function is in plpgsql so that it is not inlined:
 -- its subquery would be set up for each enqueue, also for one without a worker.
 create or replace function tocsin._is_active(worker_id bigint) returns boolean
@@ -181,7 +156,7 @@ create or replace function tocsin.enqueue(
     queue text, payload jsonb, delay interval default null, at timestamptz default null,
     priority integer default 0,
     headers jsonb default null, key text default null, expires_in interval default null,
-    max_deliveries integer default null,
+    max_deliveries integer default null, ordered_by text default null,
     worker_id bigint default null, task text default null, options jsonb default null,
     ring_early boolean default false
 ) returns bigint
@@ -209,7 +184,10 @@ begin
     if headers is not null then
         perform tocsin._check_headers(tocsin.find_queue(queue), headers);
     end if;
-    if task is not null then
+    if ordered_by is not null then
+        options := tocsin._add_order(options, ordered_by);
+    end if;
+    if task is not null or options is not null then
         perform tocsin._check_job(task, options);
     end if;
     if rings then
@@ -293,8 +271,8 @@ create or replace function tocsin.enqueue_many(
     queue text, payloads jsonb, delay interval default null, at timestamptz default null,
     priority integer default 0,
     headers jsonb default null, expires_in interval default null,
-    max_deliveries integer default null, worker_id bigint default null,
-    first_index integer default 0
+    max_deliveries integer default null, ordered_by text default null,
+    worker_id bigint default null, first_index integer default 0
 ) returns bigint[]
 language plpgsql
 as $$
@@ -304,17 +282,21 @@ declare
                                                      worker_id);
     t timestamptz := tocsin._clock();
     due_at timestamptz := coalesce(at, tocsin._later(t, delay), t);
+    options jsonb := tocsin._add_order(null, ordered_by);
     ids bigint[];
 begin
     perform tocsin._check_headers(q, headers);
+    if options is not null then
+        perform tocsin._check_job(null, options);
+    end if;
     perform tocsin._check_payloads(q, payloads, first_index);
     with added as (
         insert into tocsin.messages (queue_id, priority, state, due, vt, enqueued_at, expires_at,
                                      producer_worker_id, max_deliveries,
-                                     payload, headers)
+                                     payload, headers, options)
         select q.id, coalesce(priority, 0), case when due_at > t
             then 'delayed'::tocsin.message_state else 'ready' end, due_at, due_at, t,
-               tocsin._later(t, expires_in), worker_id, max_deliveries, p.payload, headers
+               tocsin._later(t, expires_in), worker_id, max_deliveries, p.payload, headers, options
         from jsonb_array_elements(payloads) with ordinality as p (payload, n)
         order by p.n
         returning id
@@ -346,9 +328,9 @@ begin
         from (select distinct x.worker_id
               from jsonb_to_recordset(messages) as x (worker_id bigint)) m;
     end if;
-    perform tocsin._check_job(m.task, m.options)
-    from jsonb_to_recordset(messages) as m (task text, options jsonb)
-    where m.task is not null;
+    perform tocsin._check_job(m.task, tocsin._add_order(m.options, m.ordered_by))
+    from jsonb_to_recordset(messages) as m (task text, options jsonb, ordered_by text)
+    where m.task is not null or m.options is not null or m.ordered_by is not null;
     if q.ruled then
         select array_agg(p.payload) into unfit
         from jsonb_array_elements(messages) m
@@ -359,11 +341,12 @@ begin
         select nextval('tocsin.messages_id_seq') as id, coalesce(m.payload, 'null') as payload,
             coalesce(m.at, tocsin._later(t, m.delay), t) as due_at,
                m.delay, m.at, m.priority, m.headers, m.expires_in, m.max_deliveries, m.worker_id,
-               m.task, m.options
+               m.task, tocsin._add_order(m.options, m.ordered_by) as options
         from jsonb_to_recordset(messages) as m (payload jsonb, delay interval, at timestamptz,
                                                 priority integer, headers jsonb,
                                                 expires_in interval, max_deliveries integer,
-                                                worker_id bigint, task text, options jsonb)
+                                                ordered_by text, worker_id bigint, task text,
+                                                options jsonb)
     ), added as (
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      expires_at, producer_worker_id, max_deliveries,

@@ -27,7 +27,8 @@ begin
         order by m.id for update
     ), changed as (
         update tocsin.messages m
-        set state = (case when m.due > t then 'delayed' else 'ready' end)::tocsin.message_state,
+        set state = (case when m.due > t then 'delayed' when m.options ? 'limits' then 'held'
+                     else 'ready' end)::tocsin.message_state,
             waits_for = null
         from free f
         where m.id = any (ids) and m.id = f.id
@@ -36,6 +37,8 @@ begin
     select array_agg(c.id order by c.id), array_agg(distinct c.queue_id order by c.queue_id)
     into admitted, queues
     from changed c;
+    perform tocsin._line_up(m) from tocsin.messages m
+    where m.id = any (admitted) and m.state is not distinct from 'held';
     perform tocsin._ring(q) from unnest(queues) q;
     return coalesce(admitted, '{}');
 end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Generic, TypedDict, TypeVar, cast
 
@@ -9,6 +10,7 @@ import attrs
 
 from tocsin._durations import Duration
 
+from .limits import Limiting
 from .packing import Packing
 from .retrying import RetryPolicy
 from .signature import Signature
@@ -30,6 +32,8 @@ class TaskOptions:
     """When a job that has failed is tried again."""
     priority: int
     """Smaller numbers are run first."""
+    limits: tuple[Limiting, ...]
+    """How many of its jobs run at a time, and how often."""
     description: str
     """What the task does, for people."""
 
@@ -94,5 +98,7 @@ class Call(Generic[R]):
     """The task."""
     arguments: str = attrs.field(repr=False)
     """The arguments by name, as JSON."""
+    limits: tuple[Mapping[str, object], ...] = attrs.field(default=(), repr=False)
+    """The limits of the job, with their keys."""
     options: SubmitOptions = attrs.field(factory=SubmitOptions)
     """What the call has chosen; see `Task.using`."""

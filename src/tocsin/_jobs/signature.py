@@ -158,6 +158,40 @@ class Signature:
         *_, rest = self._signature.parameters.values()  # ``**kwargs`` comes last
         return self._conversions[rest.name]
 
+    # The keys of limits
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parameters, without ``**kwargs``."""
+        return tuple(
+            name
+            for name, parameter in self._signature.parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        )
+
+    def write_key(
+        self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> str | None:
+        """Return an argument of a call as the key of a limit; None: it is None.
+
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+        """
+        arguments = self._bind(args, kwargs)
+        return self._write_key(name, arguments.get(name, self._signature.parameters[name].default))
+
+    def _write_key(self, name: str, value: object) -> str | None:
+        form = self._conversion(name).to_json(value)
+        return form if form is None or isinstance(form, str) else write_json(form)
+
+    def describe_parameter(self, name: str) -> dict[str, object]:
+        """Return where the arguments of a job have a parameter, and its default."""
+        place: dict[str, object] = {"parameter": name, "position": self.names.index(name)}
+        default = self._signature.parameters[name].default
+        if default is not inspect.Parameter.empty:
+            place["default"] = self._write_key(name, default)
+        return place
+
     # The result
 
     def write_result(self, value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -109,14 +109,27 @@ def build_submission(call: Call[Any], headers: object = None) -> Submission:
     return Submission(
         call,
         queue_of(call),
-        request._replace(payload=call.arguments, task=task.name),
+        request._replace(
+            payload=call.arguments, task=task.name, options=_write_chosen(options, call.limits)
+        ),
     )
+
+
+def _write_chosen(
+    options: SubmitOptions, limits: Sequence[Mapping[str, object]] = ()
+) -> str | None:
+    """Return what the job's message keeps as its options, as JSON."""
+    chosen: dict[str, object] = {}
+    if (timeout := options.get("timeout")) is not None:
+        chosen["timeout"] = to_seconds(timeout, "timeout")
+    if limits:
+        chosen["limits"] = limits
+    return encode(chosen) if chosen else None
 
 
 def _build_request(options: SubmitOptions, priority: int, max_attempts: int) -> EnqueueRequest:
     """Return the message of a job without its task, and with these defaults."""
     chosen, attempts = options.get("priority"), options.get("max_attempts")
-    timeout = options.get("timeout")
     return build_request(
         None,
         delay=options.get("delay"),
@@ -126,9 +139,7 @@ def _build_request(options: SubmitOptions, priority: int, max_attempts: int) -> 
         key=options.get("key"),
         expires_in=options.get("expires_in"),
         max_deliveries=max_attempts if attempts is None else check_count(attempts, "max_attempts"),
-    )._replace(
-        options=None if timeout is None else encode({"timeout": to_seconds(timeout, "timeout")})
-    )
+    )._replace(options=_write_chosen(options))
 
 
 class SubmissionBatch:

@@ -19,6 +19,7 @@ from tocsin._durations import Duration, to_seconds
 from .connections import BlockingTarget
 from .definition import Call, Definition, SubmitOptions, TaskOptions
 from .job import Job
+from .limits import Limiting, check_keys, read_limits, write_limits
 from .packing import Packing
 from .retrying import Retrying, exponential, make_policy
 from .session_job import BlockingJob
@@ -54,9 +55,9 @@ class Task(Generic[P, R]):
         packing: Packing | None,
     ) -> None:
         name = _find_name(function) if name is None else check_text(name, "name")
-        self.definition: Definition[R] = Definition(
-            name, options, Signature(name, function), packing
-        )
+        signature = Signature(name, function)
+        check_keys(options.limits, signature)
+        self.definition: Definition[R] = Definition(name, options, signature, packing)
         """The task without its function."""
         self.function: Callable[P, object] = function
         """The function as it was written."""
@@ -195,7 +196,12 @@ class Task(Generic[P, R]):
         Raises:
             ArgumentsInvalid: The function does not take these arguments.
         """
-        return Call(self.definition, self.definition.signature.write_arguments(args, kwargs))
+        signature = self.definition.signature
+        return Call(
+            self.definition,
+            signature.write_arguments(args, kwargs),
+            tuple(write_limits(self.options.limits, signature, args, kwargs)),
+        )
 
 
 class AsyncTask(Task[P, R]):
@@ -276,6 +282,7 @@ def task(
     timeout: Duration | None = 300,
     retry: Retrying = DEFAULT_RETRY,
     priority: int = 0,
+    limits: Iterable[Limiting] = (),
     packing: Packing | None = None,
     description: str | None = None,
     name: str | None = None,
@@ -289,6 +296,7 @@ def task(
     timeout: Duration | None = 300,
     retry: Retrying = DEFAULT_RETRY,
     priority: int = 0,
+    limits: Iterable[Limiting] = (),
     packing: Packing | None = None,
     description: str | None = None,
     name: str | None = None,
@@ -303,6 +311,7 @@ def task(
             `exponential`, a delay, a list of delays, or a function of the attempt and
             its error. Without, the delay begins with a second and doubles.
         priority: Smaller numbers are run first.
+        limits: Each `Limit` or `Rate` says how many jobs run at a time, or how often.
         packing: How its arguments and results are encoded, or kept elsewhere.
         description: What the task does, for people; else the first line of the
             function's docstring.
@@ -323,6 +332,7 @@ def task(
             timeout=None if timeout is None else to_seconds(timeout, "timeout"),
             retry=make_policy(retry),
             priority=check_priority(priority),
+            limits=read_limits(limits),
             description=_find_description(function)
             if description is None
             else check_text(description, "description"),

@@ -22,6 +22,7 @@ from tocsin.errors import Suspended
 
 from .completion import BeginTransaction
 from .job_consumer import JobConsumer
+from .limits import describe_limits
 from .running import TaskRunner
 from .task import Task
 from .turns import Turns
@@ -228,6 +229,7 @@ def _describe(runner: TaskRunner) -> str:
                 "max_deliveries": task.options.max_attempts,
                 "priority": task.options.priority,
                 "timeout": task.options.timeout,
+                "limits": describe_limits(task.options.limits, task.definition.signature),
                 "description": task.options.description,
             }
             for task in runner.tasks.values()

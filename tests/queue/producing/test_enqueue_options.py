@@ -12,7 +12,16 @@ import tocsin
 from tests.support import query
 from tocsin._queue.producing.enqueue_request import EnqueueRequest, build_request
 
-MESSAGE = ["delay", "at", "priority", "headers", "key", "expires_in", "max_deliveries"]
+MESSAGE = [
+    "delay",
+    "at",
+    "priority",
+    "headers",
+    "key",
+    "expires_in",
+    "max_deliveries",
+    "ordered_by",
+]
 BATCH = [name for name in MESSAGE if name != "key"]
 JOB = ["task", "options"]
 

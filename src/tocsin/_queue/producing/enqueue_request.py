@@ -12,14 +12,18 @@ from datetime import datetime
 from itertools import chain, count, islice
 from typing import Final, NamedTuple, Protocol, TypeAlias, TypedDict, Unpack
 
-from tocsin._arguments import check_count, check_key, check_priority, check_queue
+from tocsin._arguments import check_count, check_key, check_order, check_priority, check_queue
 from tocsin._durations import Duration, to_timedelta, write_due, write_interval
 from tocsin._queue.payload import encode
 
-ENQUEUE_CALL = "tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s, %s::jsonb)"
+ENQUEUE_CALL = (
+    "tocsin.enqueue(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s, %s, %s::jsonb)"
+)
 """One message; takes `EnqueueRequest.parameters`."""
 ENQUEUE = f"select {ENQUEUE_CALL}"
-ENQUEUE_MANY = "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
+ENQUEUE_MANY = (
+    "select tocsin.enqueue_many(%s, %s::jsonb, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s)"
+)
 """A part of a batch; takes what `Batch.statements` gives."""
 CHUNK = 2000
 """Most payloads in one statement of a large batch.
@@ -54,6 +58,7 @@ class BatchOptions(TypedDict, total=False):
     headers: object
     expires_in: Duration | None
     max_deliveries: int | None
+    ordered_by: str | None
 
 
 class MessageOptions(BatchOptions, total=False):
@@ -84,6 +89,8 @@ class EnqueueRequest(NamedTuple):  # made as fast as a class that is not frozen
     """Interval from now until it must have been delivered."""
     max_deliveries: str | None
     """Integer; goes before the queue's."""
+    ordered_by: str | None
+    """Messages of the same text are delivered one at a time, in order."""
     worker_id: str | None
     """Integer; the producer's."""
     task: str | None = None
@@ -108,6 +115,8 @@ class EnqueueRequest(NamedTuple):  # made as fast as a class that is not frozen
             parts += ',"expires_in":"', self.expires_in, '"'
         if self.max_deliveries is not None:
             parts += ',"max_deliveries":', self.max_deliveries
+        if self.ordered_by is not None:
+            parts += ',"ordered_by":', encode(self.ordered_by)
         if self.worker_id is not None:
             parts += ',"worker_id":', self.worker_id
         if self.task is not None:
@@ -128,6 +137,7 @@ def build_request(
     key: str | None = None,
     expires_in: Duration | None = None,
     max_deliveries: int | None = None,
+    ordered_by: str | None = None,
     worker_id: int | None = None,
 ) -> EnqueueRequest:
     """Write a message as PostgreSQL reads it.
@@ -148,6 +158,7 @@ def build_request(
         check_key(key),
         None if lasts is None else write_interval(lasts),
         None if max_deliveries is None else str(check_count(max_deliveries, "max_deliveries")),
+        None if ordered_by is None else check_order(ordered_by),
         None if worker_id is None else str(worker_id),
     )
 
@@ -218,6 +229,7 @@ class Batch:
                 m.headers,
                 m.expires_in,
                 m.max_deliveries,
+                m.ordered_by,
                 m.worker_id,
                 str(start),
             ]

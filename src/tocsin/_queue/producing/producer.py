@@ -41,6 +41,7 @@ class Enqueuer(QueueSender):
         key: str | None = None,
         expires_in: Duration | None = None,
         max_deliveries: int | None = None,
+        ordered_by: str | None = None,
         connection: AnyConnection | None = None,
     ) -> int:
         """Enqueue one message and return its id.
@@ -50,7 +51,10 @@ class Enqueuer(QueueSender):
         server's clock. Smaller ``priority`` numbers are delivered first. With a ``key``
         there is at most one unfinished message of that key: a second enqueue returns
         the first one's id. A message that is not delivered ``expires_in`` seconds from
-        now becomes a dead letter. ``max_deliveries`` goes before the queue's. On a
+        now becomes a dead letter. ``max_deliveries`` goes before the queue's. Messages
+        that are ``ordered_by`` the same text are delivered one at a time, in the order
+        of enqueueing: a failed message holds up those behind it until it is archived or
+        is a dead letter. On
         the caller's ``connection`` (of `Store.transaction`, or a blocking
         ``psycopg.Connection``, which is used in a thread, and must not be used by
         another one during the call), the message is enqueued when the caller's
@@ -87,6 +91,7 @@ class Enqueuer(QueueSender):
             "key": key,
             "expires_in": expires_in,
             "max_deliveries": max_deliveries,
+            "ordered_by": ordered_by,
         }
         if not self._telemetry.instruments:
             return await self._enqueue(payload, options, connection)
@@ -107,6 +112,7 @@ class Enqueuer(QueueSender):
         headers: object = None,
         expires_in: Duration | None = None,
         max_deliveries: int | None = None,
+        ordered_by: str | None = None,
         connection: AnyConnection | None = None,
     ) -> list[int]:
         """Enqueue all payloads or, on any refusal, none; return their ids in order.
@@ -133,6 +139,7 @@ class Enqueuer(QueueSender):
             "headers": headers,
             "expires_in": expires_in,
             "max_deliveries": max_deliveries,
+            "ordered_by": ordered_by,
         }
         if not self._telemetry.instruments:
             return await self._enqueue_many(payloads, options, connection)

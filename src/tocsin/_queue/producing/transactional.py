@@ -62,7 +62,7 @@ def enqueue(
     commits. The caller commits; a connection in autocommit mode does so at once.
     ``schema`` is where Tocsin is installed. The options are those of
     `Producer.enqueue`: ``delay``, ``at``, ``priority``, ``headers``, ``key``,
-    ``expires_in``, ``max_deliveries``.
+    ``expires_in``, ``max_deliveries``, ``ordered_by``.
 
     An error of the database leaves the transaction failed, as that of any statement
     does: roll back, or enqueue in a savepoint (``with connection.transaction():``).

@@ -1,0 +1,39 @@
+-- Show limits and rates, and change their numbers while workers run.
+
+-- Returns each key of each limit that has messages: how many hold a slot, and how many
+-- held messages wait in its line. A limit without such keys has one row without a key.
+create or replace function tocsin.list_limits() returns table (
+    name text, key text, n integer, per float8, ordered boolean, holders bigint, waiting bigint
+)
+language sql stable
+as $$
+    select l.name, s.key, coalesce(l.set_n, l.n), extract(epoch from l.per)::float8, l.ordered,
+           count(*) filter (where s.slot is not null), count(*) filter (where s.waits)
+    from tocsin.limits l left join tocsin.slots s on s.limit_id = l.id
+    group by l.id, s.key
+    order by l.name, s.key
+$$;
+
+-- Sets how many messages of each key run at a time (of a rate: are due in its interval),
+-- whatever the tasks say; null: what the tasks say. Messages that run go on.
+create or replace function tocsin.set_limit(name text, n integer) returns void
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    l tocsin.limits;
+begin
+    select x.* into l from tocsin.limits x where x.name = set_limit.name;
+    if not found then
+        perform tocsin._raise_error('TC022', format('there is no limit "%s"', set_limit.name),
+                                    '{"argument": "name"}',
+                                    'A limit exists from the first task or message that names it.');
+    elsif set_limit.n < 1 or set_limit.n > 1000000 or l.ordered and set_limit.n <> 1 then
+        perform tocsin._raise_error('TC022',
+            case when l.ordered then 'an ordered limit has n = 1'
+            else 'n must be at least 1, and at most a million' end, '{"argument": "n"}');
+    end if;
+    update tocsin.limits x set set_n = set_limit.n where x.id = l.id;
+    perform tocsin._note_waiting(l.id);
+end
+$$;
