@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
 from tests.support import PATIENCE, query, servers
-from tests.support.child import run_script
+from tests.support.child import Child, run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -226,6 +228,40 @@ async def test_web_replies(dsn: str) -> None:
         assert ended.stdout.decode().splitlines() == ["200 18.0", "200 3.0", "404 no price"]
         worker.process.send_signal(signal.SIGINT)
         assert await worker.line() == "stopped: 2 priced"
+
+
+@pytest.mark.slow
+async def test_background_jobs(dsn: str) -> None:
+    """The processes of the workers are watched, and end with the service."""
+    script, seen = str(EXAMPLES / "background_jobs.py"), set[int]()
+
+    async def until_line(child: Child, pattern: str) -> str:
+        """Return the group of the pattern in the next line that has it."""
+        while True:
+            line = await child.line()
+            if polling := re.search(r"process (\d+) holds", line):
+                seen.add(int(polling[1]))
+            if found := re.search(pattern, line):
+                return found[1]
+
+    try:
+        async with run_script(script, dsn, "--workers", "1", "--check-interval", "0.1") as child:
+            results = [await until_line(child, "result: (.*)") for _ in range(11)]
+            assert results == [*(f"picture-{n}.small.jpeg" for n in range(1, 11)), "5"]
+            first = int(await until_line(child, r"process (\d+) holds 0 jobs"))
+            os.kill(first, signal.SIGKILL)
+            assert await until_line(child, r"ended with (-\d+); starting another one") == "-9"
+            assert int(await until_line(child, rf"process (?!{first} )(\d+) holds")) != first
+            child.process.send_signal(signal.SIGINT)
+            assert await until_line(child, "worker (.*)") == "interrupted: 0 handled"
+            assert await until_line(child, ": (stopped)") == "stopped"
+            with trio.fail_after(PATIENCE):
+                assert await child.process.wait() == 0
+    finally:
+        for pid in seen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert await query(dsn, "select count(*) from tocsin.archive") == [(11,)]
 
 
 async def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:

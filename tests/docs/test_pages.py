@@ -35,6 +35,8 @@ def named(page: Path) -> str:
 
 LONG = {
     "driver.md",
+    "getting-started-with-jobs.md",
+    "moving-from-gigq.md",
     "moving-from-pgqrs.md",
     "moving-from-pgqueuer.md",
     "moving-from-procrastinate.md",
