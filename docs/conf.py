@@ -43,6 +43,8 @@ nitpick_ignore_regex = [
         r"py:class",
         r"optional|.*\btypes\..*|AbstractContextManager|.*\.EventT",
     ),
+    # type variables of tasks, and classes that a program does not name
+    (r"py:class", r"P|tocsin\._jobs\..*|tocsin\._queue\.message\.JobData"),
 ]
 
 html_theme = "furo"

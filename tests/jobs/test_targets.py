@@ -4,6 +4,7 @@ waits for the outcome."""
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -320,3 +321,46 @@ async def test_sqlalchemy_on_asyncio_submits_and_waits(store: tocsin.Store, stor
 
     async with working(store, tasks.double):
         assert await trio.to_thread.run_sync(asyncio.run, program()) == [8, 10]
+
+
+# Another process
+
+PROGRAM = """
+import sys
+import psycopg
+from tests.jobs import tasks
+
+with psycopg.connect(sys.argv[1]) as connection:
+    with connection.transaction():
+        job = tasks.double.submit_blocking(connection, 21)
+    print(job.result(timeout=60))
+"""
+
+
+@pytest.mark.slow
+async def test_a_blocking_program_is_another_process(store: tocsin.Store, store_dsn: str) -> None:
+    async with working(store, tasks.double):
+        ended = await trio.run_process(
+            [sys.executable, "-c", PROGRAM, store_dsn], capture_stdout=True
+        )
+    assert ended.stdout == b"42\n"
+
+
+async def test_a_role_waits_only_for_what_it_may_submit(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    job = await tasks.double.submit(store, 1)
+    with psycopg.connect(store_dsn, autocommit=True) as connection:
+        connection.execute("create role waiter")
+        try:
+            connection.execute("grant usage on schema tocsin to waiter")
+            connection.execute("grant execute on all functions in schema tocsin to waiter")
+            connection.execute("set role waiter")
+            rows = connection.execute("select * from tocsin.await_job(%s)", [job.id]).fetchall()
+            assert rows == []
+            with pytest.raises(tocsin.JobNotFound):
+                tasks.double.job_blocking(connection, job.id).result(timeout=0)
+        finally:
+            connection.execute("reset role")
+            connection.execute("drop owned by waiter")
+            connection.execute("drop role waiter")
