@@ -156,7 +156,8 @@ create table tocsin.messages (
     cancel_reason      text,
     task               text,
     options            jsonb,
-    waits_for          integer
+    waits_for          integer,
+    flow_id            bigint
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
 comment on column tocsin.messages.priority is 'Messages with smaller numbers are claimed first.';
@@ -180,6 +181,7 @@ comment on column tocsin.messages.options is
     'Of a job: what the call has chosen apart from the task''s options, such as timeout (seconds).';
 comment on column tocsin.messages.waits_for is
     'Of a held message: how many unfinished messages it waits for; null: none.';
+comment on column tocsin.messages.flow_id is 'Of a job: the flow that it belongs to; null: none.';
 
 -- A database with the encoding SQL_ASCII accepts any bytes as text. A session with the
 -- client encoding UTF-8 cannot read bytes that are not UTF-8, so each claim of such a
@@ -328,7 +330,8 @@ create table tocsin.dead_letters (
     traceback          text,
     history            jsonb,
     task               text,
-    options            jsonb
+    options            jsonb,
+    flow_id            bigint
 );
 comment on column tocsin.dead_letters.lease is
     'Lease token of the last delivery. Deliveries after a replay get larger tokens.';

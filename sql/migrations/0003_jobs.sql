@@ -1,4 +1,4 @@
--- The tables of tasks and of waits for outcomes; sql/functions/jobs uses them.
+-- The tables of tasks, flows and waits for outcomes; sql/functions/jobs uses them.
 
 create table tocsin.tasks (
     name           text        primary key check (name <> ''),
@@ -16,6 +16,52 @@ comment on column tocsin.tasks.limits is
     'The limits of its jobs. A key has the name and the position of a parameter, and its default.';
 comment on column tocsin.tasks.timeout is 'Seconds that an attempt may take; null: any number.';
 create index tasks_queue on tocsin.tasks (queue_id);
+
+create table tocsin.flows (
+    id         bigint      generated always as identity primary key,
+    name       text        not null check (name <> ''),
+    created_at timestamptz not null,
+    ended_at   timestamptz,
+    keep_until timestamptz
+);
+comment on table tocsin.flows is
+    'Graphs of jobs that were submitted together; see sql/functions/jobs/flows.sql.';
+comment on column tocsin.flows.ended_at is
+    'When maintenance found that no job of the flow is unfinished; null: it has not.';
+comment on column tocsin.flows.keep_until is
+    'When the flow may be deleted: ended_at plus the longest retention of its queues.';
+create index flows_unended on tocsin.flows (id) where ended_at is null;
+create index flows_ending on tocsin.flows (keep_until) where keep_until is not null;
+
+create table tocsin.flow_jobs (
+    job_id   bigint  primary key,
+    flow_id  bigint  not null,
+    queue_id integer not null,
+    task     text    not null,
+    name     text    not null,
+    unique (flow_id, name)
+);
+comment on table tocsin.flow_jobs is 'The jobs of each flow, with their names in it.';
+
+create table tocsin.edges (
+    parent     bigint  not null,
+    child      bigint  not null,
+    argument   text[]  not null default '{}',
+    flow_id    bigint  not null,
+    on_failure text    not null check (on_failure in ('cancel', 'run', 'hold')),
+    done       boolean not null default false,
+    value      jsonb,
+    primary key (parent, child, argument)
+);
+comment on table tocsin.edges is 'Which job of a flow waits for which.';
+comment on column tocsin.edges.argument is
+    'Where in the child''s arguments the parent''s result goes; empty: nowhere.';
+comment on column tocsin.edges.on_failure is
+    'What becomes of the child when the parent does not succeed.';
+comment on column tocsin.edges.done is 'Whether the child waits for the parent no more.';
+comment on column tocsin.edges.value is 'The result of the parent, if the child takes it.';
+create index edges_child on tocsin.edges (child);
+create index edges_flow on tocsin.edges (flow_id);
 
 -- Unlogged, so a crash empties it: the sessions that wait for an outcome have ended
 -- with it, and register again.

@@ -32,8 +32,8 @@ as $$
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, enqueue_jobs, job_outcomes, await_jobs, leave_jobs, begin_awaiting,
-        untold_outcomes, end_awaiting, await_job, leave_job
+        submit, submit_flow, enqueue_jobs, job_outcomes, await_jobs, leave_jobs,
+        begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
@@ -53,7 +53,8 @@ as $$
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks, list_limits, set_limit
+        list_tasks, list_limits, set_limit,
+        list_flows, list_flow_jobs, list_edges, cancel_flow, requeue_flow
     }'::name[]), '{admin}'
     union all
     -- only the owner may call these; they run with the caller's privileges

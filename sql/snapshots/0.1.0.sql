@@ -1,4 +1,4 @@
--- migrations fe4f349e12fc4e8610159726563333c8697319bd451c316d44287e922832d6f2
+-- migrations de79440cd90362b0f3b4b9c518f0290857205eda3ba31feb45a84d0fcec724f6
 
 
 
@@ -94,8 +94,8 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, enqueue_jobs, job_outcomes, await_jobs, leave_jobs, begin_awaiting,
-        untold_outcomes, end_awaiting, await_job, leave_job
+        submit, submit_flow, enqueue_jobs, job_outcomes, await_jobs, leave_jobs,
+        begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
@@ -115,7 +115,8 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks, list_limits, set_limit
+        list_tasks, list_limits, set_limit,
+        list_flows, list_flow_jobs, list_edges, cancel_flow, requeue_flow
     }'::name[]), '{admin}'
     union all
     -- only the owner may call these; they run with the caller's privileges
@@ -255,6 +256,23 @@ begin
     where m.id = any (admitted) and m.state is not distinct from 'held';
     perform "tocsin"._ring(q) from unnest(queues) q;
     return coalesce(admitted, '{}');
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._admit_children(ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    update "tocsin".messages m
+    set waits_for = null, payload = "tocsin"._fill_arguments(m.id, m.payload)
+    where m.id = any (ids) and m.state is not distinct from 'held';
+    perform "tocsin"._admit(ids);
 end
 $$;
 
@@ -464,6 +482,9 @@ declare
     seen integer[] := '{}';
     batch bigint[];
     jobs bigint[];
+    in_flows bigint;
+    succeeded jsonb;  -- jobs of flows, with their results
+    stopped jsonb;  -- jobs of flows that were cancelled
     settled bigint[] := '{}';
 begin
     -- One queue after the other. Usually there is only one.
@@ -487,30 +508,46 @@ begin
                       m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
                           as last_error, m.history, m.task, m.options,
                       case when m.task is null then null when m.cancel_reason is null then outcome
-                          else 'cancelled' end as outcome, g.n
+                          else 'cancelled' end as outcome,
+                      m.flow_id, g.n
         ), stored as (
             insert into "tocsin".archive (id, queue_id, priority, read_ct, span, enqueued_at,
                                         dequeued_at, archived_at, keep_until,
                                         producer_worker_id, consumer_worker_id, key, payload,
                                         headers, last_error, history, task, options, outcome,
                                         result)
-            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
-                until,
+            select f.id, f.queue_id, f.priority, f.read_ct,
+                   case when f.flow_id is null then hours else 0 end,
+                   f.enqueued_at, f.dequeued_at, t,
+                   case when f.flow_id is null then until else '9999-01-01+00' end,
                    f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
                    f.last_error, f.history, f.task, f.options, f.outcome,
                    case when f.outcome = 'succeeded' then results -> (f.n - 1)::integer end
-            from finished f where hours is not null
+            from finished f where hours is not null or f.flow_id is not null
         )
-        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null) into batch, jobs
+        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null),
+               count(*) filter (where f.flow_id is not null),
+               jsonb_object_agg(f.id, results -> (f.n - 1)::integer)
+                   filter (where f.flow_id is not null and f.outcome = 'succeeded'),
+               jsonb_object_agg(f.id, null)
+                   filter (where f.flow_id is not null and f.outcome <> 'succeeded')
+        into batch, jobs, in_flows, succeeded, stopped
         from finished f;
         if jobs is not null then
             perform "tocsin"._announce(queue, jobs);
         end if;
-        if batch is not null then
+        if in_flows > 0 then
+            -- The results of a flow are kept until the flow has ended: see flows.sql.
             insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
-                values (queue, hours, until, t, cardinality(batch));
-            settled := settled || batch;
+                values (queue, 0, '9999-01-01+00', t, in_flows);
+            perform "tocsin"._end_parents(succeeded, succeeded => true) where succeeded is not null;
+            perform "tocsin"._end_parents(stopped, succeeded => false) where stopped is not null;
         end if;
+        if cardinality(batch) > in_flows then
+            insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+                values (queue, hours, until, t, cardinality(batch) - in_flows);
+        end if;
+        settled := settled || batch;
         exit when cardinality(settled) = cardinality(ids);
         seen := seen || queue;
     end loop;
@@ -696,6 +733,35 @@ CREATE FUNCTION tocsin._caller() RETURNS name
     LANGUAGE sql STABLE
     AS $$ select case current_setting('role') when 'none' then session_user
     else current_setting('role')::name end $$;
+
+
+
+CREATE FUNCTION tocsin._cancel_held(ids bigint[], ended bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    cancelled bigint[];
+    leases bigint[];
+begin
+    with changed as (
+        update "tocsin".messages m
+        set state = 'leased', lease = coalesce(m.lease, 0) + 1,
+            last_error = (select format('cancelled: job %s before it has not succeeded',
+                                        min(e.parent))
+                          from "tocsin".edges e where e.child = m.id and e.parent = any (ended))
+        where m.id = any (ids) and m.state is not distinct from 'held'
+        returning m.id, m.lease
+    )
+    select array_agg(c.id order by c.id), array_agg(c.lease order by c.id) into cancelled, leases
+    from changed c;
+    perform "tocsin"._archive(cancelled, leases, outcome => 'cancelled') where cancelled is not null;
+end
+$$;
 
 
 
@@ -1087,6 +1153,56 @@ CREATE FUNCTION tocsin._clock() RETURNS timestamp with time zone
 
 
 
+CREATE FUNCTION tocsin._close_edges(parents bigint[], results jsonb, rule text) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    children bigint[];
+    closed integer[];
+    free bigint[];
+begin
+    with changed as (
+        update "tocsin".edges e
+        set done = true,
+            value = case when e.argument <> '{}' then results -> e.parent::text end
+        where e.parent = any (parents) and not e.done
+            and (rule is null or e.on_failure = rule)
+        returning e.child
+    ), counted as (
+        select c.child, count(*)::integer as n from changed c group by c.child
+    )
+    select array_agg(c.child order by c.child), array_agg(c.n order by c.child)
+    into children, closed
+    from counted c;
+    if children is null then
+        return;
+    end if;
+    with locked as (
+        select m.id, g.n
+        from unnest(children, closed) g (child, n)
+        join "tocsin".messages m on m.id = any (children) and m.id = g.child
+            and m.state is not distinct from 'held'
+        order by m.id for update of m
+    ), lowered as (
+        update "tocsin".messages m set waits_for = m.waits_for - l.n
+        from locked l
+        where m.id = any (children) and m.id = l.id
+        returning m.id, m.waits_for
+    )
+    select array_agg(l.id) into free from lowered l where l.waits_for <= 0;
+    perform "tocsin"._admit_children(free) where free is not null;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._close_queue(q tocsin.queues, deadline timestamp with time zone) RETURNS void
     LANGUAGE plpgsql
     SET lock_timeout TO '250ms'
@@ -1400,7 +1516,8 @@ CREATE TABLE tocsin.messages (
     cancel_reason text,
     task text,
     options jsonb,
-    waits_for integer
+    waits_for integer,
+    flow_id bigint
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
@@ -1443,6 +1560,10 @@ COMMENT ON COLUMN tocsin.messages.options IS 'Of a job: what the call has chosen
 
 
 COMMENT ON COLUMN tocsin.messages.waits_for IS 'Of a held message: how many unfinished messages it waits for; null: none.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.flow_id IS 'Of a job: the flow that it belongs to; null: none.';
 
 
 
@@ -1607,6 +1728,91 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._end_flows(most integer) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    over bigint[];
+begin
+    with found as (
+        select f.id from "tocsin".flows f
+        where f.ended_at is null and not exists (
+            select from "tocsin".flow_jobs j join "tocsin".messages m on m.id = j.job_id
+            where j.flow_id = f.id)
+        order by f.id limit most for update skip locked
+    ), ended as (
+        update "tocsin".flows f
+        set ended_at = t,
+            keep_until = coalesce((select max("tocsin"._keep_until(p.retention, t))
+                                   from "tocsin".flow_jobs j
+                                   join "tocsin".archive_policies p on p.queue_id = j.queue_id
+                                   where j.flow_id = f.id), t)
+        from found x where f.id = x.id
+        returning f.id
+    )
+    select array_agg(e.id) into over from ended e;
+    update "tocsin".archive_rest a
+    set keep_until = "tocsin"._keep_until(p.retention, a.archived_at)
+    from "tocsin".flow_jobs j
+    join "tocsin".archive_policies p on p.queue_id = j.queue_id
+    where j.flow_id = any (over) and a.queue_id = j.queue_id and a.id = j.job_id;
+    over := array(select f.id from "tocsin".flows f
+                  where f.keep_until <= t and not exists (
+                      select from "tocsin".flow_jobs j
+                      where j.flow_id = f.id and (
+                          exists (select from "tocsin".messages m where m.id = j.job_id)
+                          or exists (select from "tocsin".dead_letters d where d.id = j.job_id)))
+                  limit most for update skip locked);
+    delete from "tocsin".edges e where e.flow_id = any (over);
+    delete from "tocsin".flow_jobs j where j.flow_id = any (over);
+    delete from "tocsin".flows f where f.id = any (over);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._end_parents(parents jsonb, succeeded boolean) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    ended bigint[] := array(select k::bigint from jsonb_object_keys(parents) k);
+    doomed bigint[];
+begin
+    if succeeded then
+        perform "tocsin"._close_edges(ended, parents, null);
+        return;
+    end if;
+    with recursive reached (id) as (
+        select e.child from "tocsin".edges e
+        where e.parent = any (ended) and e.on_failure = 'cancel' and not e.done
+        union
+        select e.child from reached r join "tocsin".edges e on e.parent = r.id
+        where e.on_failure = 'cancel' and not e.done
+    )
+    select array_agg(r.id) into doomed from reached r;
+    -- the rows that are changed below, in the order of ids
+    perform from "tocsin".messages m
+    where m.state is not distinct from 'held' and m.id = any (doomed || array(
+        select e.child from "tocsin".edges e
+        where e.parent = any (ended || doomed) and e.on_failure = 'run' and not e.done))
+    order by m.id for update;
+    perform "tocsin"._cancel_held(doomed, ended || doomed) where doomed is not null;
+    perform "tocsin"._close_edges(ended, null, 'run');
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._end_process(process_id bigint, died boolean) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -1763,6 +1969,27 @@ begin
         seems_alive := soon > t;
         dead_at := greatest("tocsin"._later(beat, p.every * 15), settled);
     end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._fill_arguments(job_id bigint, arguments jsonb) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    e record;
+    filled jsonb := arguments;
+begin
+    for e in select x.argument, x.value from "tocsin".edges x
+        where x.child = job_id and x.argument <> '{}'
+    loop
+        filled := jsonb_set(filled, e.argument, coalesce(e.value, 'null'));
+    end loop;
+    return filled;
 end
 $$;
 
@@ -2324,6 +2551,21 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._jobs_of(flow_id bigint) RETURNS bigint[]
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    if not exists (select from "tocsin".flows f where f.id = flow_id) then
+        perform "tocsin"._raise_error('TC043', format('flow %s does not exist', flow_id),
+                                    jsonb_build_object('flow_id', flow_id));
+    end if;
+    return array(select j.job_id from "tocsin".flow_jobs j where j.flow_id = _jobs_of.flow_id
+                 order by j.job_id);
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._keep_until(retention interval, at timestamp with time zone) RETURNS timestamp with time zone
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$ select case when retention < '1000 years' then "tocsin"._later(at, retention)
@@ -2617,7 +2859,8 @@ CREATE TABLE tocsin.dead_letters (
     traceback text,
     history jsonb,
     task text,
-    options jsonb
+    options jsonb,
+    flow_id bigint
 );
 
 
@@ -2681,6 +2924,7 @@ CREATE FUNCTION tocsin._move_to_dead_letters(ids bigint[], reason text, errors t
 #variable_conflict use_column
 declare
     again_at timestamptz := "tocsin"._clock() + interval '1 minute';
+    parents jsonb;
 begin
     with given as (
         select g.id, g.error, g.traceback, g.delivery
@@ -2692,16 +2936,23 @@ begin
     insert into "tocsin".dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
                                      died_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                     reason, error, traceback, history, task, options)
+                                     reason, error, traceback, history, task, options,
+                                     flow_id)
     select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, "tocsin"._clock(),
         d.lease, d.producer_worker_id,
            d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
            _move_to_dead_letters.reason, d.error, d.traceback,
-           "tocsin"._add_delivery(d.history, d.delivery), d.task, d.options
+           "tocsin"._add_delivery(d.history, d.delivery), d.task, d.options, d.flow_id
     from died d;
     perform "tocsin"._announce(d.queue_id, array_agg(d.id))
     from "tocsin".dead_letters d
     where d.id = any (ids) and d.task is not null group by d.queue_id;
+    select jsonb_object_agg(d.id, null) into parents
+    from "tocsin".dead_letters d
+    where d.id = any (ids) and d.flow_id is not null;
+    if parents is not null then
+        perform "tocsin"._end_parents(parents, succeeded => false);
+    end if;
 exception when integrity_constraint_violation or data_exception or program_limit_exceeded
     or raise_exception then
     if cardinality(ids) > 1 then
@@ -3023,6 +3274,8 @@ begin
         where d.id = any (array(
             select x.id from "tocsin".dead_letters x
                 where x.queue_id = queue.id and x.died_at <= queue.before
+                    and (x.flow_id is null or not exists (
+                        select from "tocsin".flows f where f.id = x.flow_id and f.ended_at is null))
             order by x.died_at limit most - purged for update skip locked));
         get diagnostics n = row_count;
         purged := purged + n;
@@ -3354,6 +3607,10 @@ begin
         perform pg_sleep(0.005);
     end loop;
     archived_count := "tocsin".purge_archive(q.id, null, false);
+    perform "tocsin"._end_parents(e.parents, succeeded => false)
+    from (select jsonb_object_agg(j.job_id, null) as parents from "tocsin".flow_jobs j
+          where j.queue_id = q.id) e
+    where e.parents is not null;
     perform "tocsin"._tell_process(w) from "tocsin".workers w
         where w.queue_id = q.id and w.status <> 'stopped';
     delete from "tocsin".workers w where w.queue_id = q.id;
@@ -3995,6 +4252,50 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.cancel_flow(flow_id bigint) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    ids bigint[] := "tocsin"._jobs_of(flow_id);
+    cancelled bigint[];
+    leases bigint[];
+    running bigint;
+begin
+    perform from "tocsin".messages m
+    where m.id = any (ids) and (m.state <> 'leased' or m.vt <= "tocsin"._clock())
+    order by m.id for update;
+    with changed as (
+        update "tocsin".messages m
+        set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled'
+        where m.id = any (ids) and (m.state <> 'leased' or m.vt <= "tocsin"._clock())
+        returning m.id, m.lease
+    )
+    select array_agg(c.id order by c.id), array_agg(c.lease order by c.id) into cancelled, leases
+    from changed c;
+    perform "tocsin"._archive(cancelled, leases, outcome => 'cancelled') where cancelled is not null;
+    foreach running in array array(
+        select m.id from "tocsin".messages m
+        where m.id = any (ids) and m.state is not distinct from 'leased' order by m.id)
+    loop
+        begin
+            perform "tocsin".cancel(running);
+            cancelled := cancelled || running;
+        exception when sqlstate 'TC015' or sqlstate 'TC016' then  -- it has just ended
+            null;
+        end;
+    end loop;
+    return coalesce(cancelled, '{}');
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.cancel_reasons(ids bigint[], leases bigint[]) RETURNS text[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
@@ -4189,19 +4490,24 @@ declare
     settled bigint[];
     jobs bigint[];
     queues integer[];
+    parents jsonb;  -- jobs of flows
 begin
     with finished as (
         delete from "tocsin".messages m
             using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
             from 'leased'
-        returning m.id, m.queue_id, m.task
+        returning m.id, m.queue_id, m.task, m.flow_id
     )
     select array_agg(f.id), array_agg(f.id) filter (where f.task is not null),
-        array_agg(distinct f.queue_id) filter (where f.task is not null)
-    into settled, jobs, queues from finished f;
+        array_agg(distinct f.queue_id) filter (where f.task is not null),
+        jsonb_object_agg(f.id, null) filter (where f.flow_id is not null)
+    into settled, jobs, queues, parents from finished f;
     if jobs is not null then
         perform "tocsin"._announce(q, jobs) from unnest(queues) q;
+    end if;
+    if parents is not null then
+        perform "tocsin"._end_parents(parents, succeeded => false);
     end if;
     return "tocsin"._outcomes(ids, settled);
 end
@@ -4848,6 +5154,77 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.list_edges(flow_id bigint) RETURNS TABLE(parent bigint, child bigint, on_failure text, argument text[])
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+    return query
+        select e.parent, e.child, e.on_failure, e.argument from "tocsin".edges e
+        where e.flow_id = list_edges.flow_id order by e.child, e.parent, e.argument;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.list_flow_jobs(flow_id bigint) RETURNS TABLE(id bigint, name text, queue text, task text, state text, attempts integer, error text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+    return query
+        select j.job_id, j.name, q.name, j.task, coalesce(o.state, 'deleted'),
+               coalesce(o.attempts, 0), o.error
+        from "tocsin".flow_jobs j
+        left join "tocsin".queues q on q.id = j.queue_id
+        left join "tocsin".job_outcomes(array(select x.job_id from "tocsin".flow_jobs x
+                                            where x.flow_id = list_flow_jobs.flow_id)) o
+            on o.id = j.job_id
+        where j.flow_id = list_flow_jobs.flow_id
+        order by j.job_id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.list_flows(max_flows integer DEFAULT 100, before bigint DEFAULT NULL::bigint, flow_id bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, name text, created_at timestamp with time zone, ended_at timestamp with time zone, state text, waiting bigint, running bigint, succeeded bigint, failed bigint, cancelled bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+    return query
+        select f.id, f.name, f.created_at, f.ended_at,
+               case when c.waiting + c.running > 0 then 'running' when c.failed > 0 then 'failed'
+                    when c.cancelled > 0 then 'cancelled' else 'succeeded' end,
+               c.waiting, c.running, c.succeeded, c.failed, c.cancelled
+        from (select x.* from "tocsin".flows x
+              where (list_flows.before is null or x.id < list_flows.before)
+                  and (list_flows.flow_id is null or x.id = list_flows.flow_id)
+              order by x.id desc limit max_flows) f
+        cross join lateral (
+            select count(*) filter (where o.state = 'waiting'),
+                   count(*) filter (where o.state = 'running'),
+                   count(*) filter (where o.state = 'succeeded'),
+                   count(*) filter (where o.state = 'failed'),
+                   count(*) filter (where o.state = 'cancelled')
+            from "tocsin".job_outcomes(array(select j.job_id from "tocsin".flow_jobs j
+                                           where j.flow_id = f.id)) o
+        ) c (waiting, running, succeeded, failed, cancelled)
+        order by f.id desc;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.list_limits() RETURNS TABLE(name text, key text, n integer, per double precision, ordered boolean, holders bigint, waiting bigint)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -5058,6 +5435,11 @@ begin
         problems := problems || format('partitions of the archive are not created: %s', sqlerrm);
     end;
     begin
+        perform "tocsin"._end_flows(rows);
+    exception when others then
+        problems := problems || format('flows are not ended: %s', sqlerrm);
+    end;
+    begin
         archived_deleted := "tocsin"._delete_expired(rows);
     exception when others then
         problems := problems
@@ -5210,6 +5592,7 @@ declare
     before timestamptz := coalesce("tocsin"._later(t, -older_than), 'infinity');
     -- whether a deleted message kept its place, and so held up the queue: see order.sql
     held_up boolean;
+    parents jsonb;  -- jobs of flows
 begin
     if (ready or delayed or held or archived or dead) is not true then
         perform "tocsin"._raise_error('TC022', 'say what to purge: ready, delayed, held, archived or dead',
@@ -5255,13 +5638,17 @@ begin
                               for update skip locked) h
         ), gone as (
             delete from "tocsin".messages m using waiting w where m.id = w.id
-            returning m.due, m.vt, m.state = 'held' as held
+            returning m.id, m.flow_id, m.due, m.vt, m.state = 'held' as held
         )
         select count(*) filter (where not g.held and g.vt <= t),
                count(*) filter (where not g.held and g.vt > t), count(*) filter (where g.held),
-               bool_or(g.due < g.vt)
-        into ready_count, delayed_count, held_count, held_up
+               bool_or(g.due < g.vt),
+               jsonb_object_agg(g.id, null) filter (where g.flow_id is not null)
+        into ready_count, delayed_count, held_count, held_up, parents
         from gone g;
+        if parents is not null then
+            perform "tocsin"._end_parents(parents, succeeded => false);
+        end if;
         if held_up then
             perform "tocsin"._ring(q.id);
         end if;
@@ -5716,6 +6103,7 @@ CREATE FUNCTION tocsin.replay(ids bigint[] DEFAULT NULL::bigint[], queue text DE
 declare
     taken bigint[];
     replayed bigint[];
+    flows bigint[];
     held_up bigint[];
     t timestamptz;
 begin
@@ -5726,21 +6114,24 @@ begin
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                     last_error, history, task, options)
+                                     last_error, history, task, options, flow_id)
         select d.id, d.queue_id, d.priority,
             (case when delay > '0 s' then 'delayed' else 'ready' end)::"tocsin".message_state, t, t,
                d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
                d.max_deliveries, d.key, d.payload,
-               d.headers, d.error, d.history, d.task, d.options
+               d.headers, d.error, d.history, d.task, d.options, d.flow_id
         from "tocsin".dead_letters d
         where d.id = any (taken)
         order by d.id
         on conflict (queue_id, key) where key is not null do nothing
-        returning id
+        returning id, flow_id
     ), removed as (
         delete from "tocsin".dead_letters d using added a where d.id = any (taken) and d.id = a.id
     )
-    select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
+    select coalesce(array_agg(a.id order by a.id), '{}'), array_agg(a.flow_id) into replayed, flows
+    from added a;
+    update "tocsin".flows f set ended_at = null, keep_until = null
+    where f.id = any (flows) and f.ended_at is not null;
     if ids is not null and cardinality(replayed) < cardinality(taken) then
         held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed)
                          order by x.id);
@@ -5778,6 +6169,73 @@ begin
         perform "tocsin"._ring(m.queue_id);
     end if;
     return m.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.requeue_flow(flow_id bigint) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz;
+    ids bigint[] := "tocsin"._jobs_of(flow_id);
+    requeued bigint[];
+begin
+    update "tocsin".flows f set ended_at = null, keep_until = null where f.id = requeue_flow.flow_id;
+    perform from "tocsin".edges e where e.flow_id = requeue_flow.flow_id
+    order by e.parent, e.child, e.argument for update;
+    t := "tocsin"._clock();
+    with dead as (
+        delete from "tocsin".dead_letters d where d.id = any (ids) returning d.*
+    ), gone as (
+        delete from "tocsin".archive a
+        where a.queue_id in (select j.queue_id from "tocsin".flow_jobs j
+                             where j.flow_id = requeue_flow.flow_id)
+            and a.id = any (ids) and a.outcome = 'cancelled'
+        returning a.*
+    ), counted as (
+        insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+        select g.queue_id, g.span, g.keep_until, t, -count(*) from gone g group by 1, 2, 3
+    ), added as (
+        insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
+                                     dequeued_at, lease, producer_worker_id, consumer_worker_id,
+                                     max_deliveries, key, payload, headers, last_error, history,
+                                     task, options, waits_for, flow_id)
+        select x.id, x.queue_id, x.priority, 'held', t, t, x.enqueued_at, x.dequeued_at, x.lease,
+               x.producer_worker_id, x.consumer_worker_id, x.max_deliveries, x.key, x.payload,
+               x.headers, x.last_error, x.history, x.task, x.options, 0, requeue_flow.flow_id
+        from (select d.id, d.queue_id, d.priority, d.enqueued_at, d.dequeued_at, d.lease,
+                     d.producer_worker_id, d.consumer_worker_id, d.max_deliveries, d.key,
+                     d.payload, d.headers, d.error as last_error, d.history, d.task, d.options
+              from dead d
+              union all
+              select g.id, g.queue_id, g.priority, g.enqueued_at, g.dequeued_at, null,
+                     g.producer_worker_id, g.consumer_worker_id,
+                     (select k.max_deliveries from "tocsin".tasks k where k.name = g.task), g.key,
+                     g.payload, g.headers, g.last_error, g.history, g.task, g.options
+              from gone g) x
+        order by x.id
+        returning id
+    )
+    select array_agg(a.id order by a.id) into requeued from added a;
+    update "tocsin".edges e set done = false, value = null
+    where e.parent = any (requeued) and e.done;
+    perform from "tocsin".messages m
+    where m.id = any (ids) and m.waits_for is not null order by m.id for update;
+    update "tocsin".messages m
+    set waits_for = (select count(*) from "tocsin".edges e where e.child = m.id and not e.done)
+    where m.id = any (ids) and m.waits_for is not null;
+    perform "tocsin"._admit_children(array(
+        select m.id from "tocsin".messages m
+        where m.id = any (ids) and m.state is not distinct from 'held' and m.waits_for = 0));
+    return coalesce(requeued, '{}');
 end
 $$;
 
@@ -6036,6 +6494,65 @@ begin
         coalesce(max_attempts, t.max_deliveries),
         task => t.name,
         options => options);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.submit_flow(name text, jobs jsonb) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    job jsonb;
+    flow bigint;
+    ids bigint[] := '{}';
+begin
+    insert into "tocsin".flows (name, created_at) values (submit_flow.name, "tocsin"._clock())
+    returning id into flow;
+    for job in select j.value from jsonb_array_elements(jobs) j loop
+        if job ->> 'task' is null or exists (
+            select from jsonb_to_recordset(job -> 'parents') p (job integer)
+            where p.job not between 0 and cardinality(ids) - 1)
+        then
+            perform "tocsin"._raise_error('TC022',
+                format('job %s of the flow must have a task, and come after its parents',
+                       cardinality(ids)), '{"argument": "jobs"}');
+        end if;
+        ids := ids || "tocsin".enqueue(
+            job ->> 'queue', job -> 'payload', (job ->> 'delay')::interval,
+            (job ->> 'at')::timestamptz, (job ->> 'priority')::integer, job -> 'headers', null,
+            (job ->> 'expires_in')::interval, (job ->> 'max_deliveries')::integer,
+            task => job ->> 'task', options => job -> 'options');
+    end loop;
+    insert into "tocsin".flow_jobs (job_id, flow_id, queue_id, task, name)
+    select ids[j.n], flow, ("tocsin".find_queue(j.value ->> 'queue')).id, j.value ->> 'task',
+           coalesce(j.value ->> 'name', (j.value ->> 'task') || '-' || j.n)
+    from jsonb_array_elements(jobs) with ordinality j (value, n);
+    insert into "tocsin".edges (parent, child, argument, flow_id, on_failure)
+    select ids[p.job + 1], ids[j.n], coalesce(p.argument, '{}'), flow,
+           coalesce(p.on_failure, 'cancel')
+    from jsonb_array_elements(jobs) with ordinality j (value, n)
+    cross join lateral jsonb_to_recordset(j.value -> 'parents')
+        p (job integer, on_failure text, argument text[])
+    on conflict do nothing;
+    update "tocsin".messages m
+    set flow_id = flow, waits_for = g.edges,
+        state = case when g.edges is not null then 'held' else m.state end
+    from (select i.id, (select nullif(count(*), 0) from "tocsin".edges e where e.child = i.id) as edges
+          from unnest(ids) i (id)) g
+    where m.id = any (ids) and m.id = g.id;
+    -- A job with limits joins their lines when it waits for no parent: see held.sql.
+    perform "tocsin"._free(m.id) from "tocsin".messages m
+    where m.id = any (ids) and m.waits_for is not null and m.options ? 'limits';
+    return flow || ids;
 end
 $$;
 
@@ -6490,6 +7007,87 @@ COMMENT ON COLUMN tocsin.contract.digest IS 'Digest of the SQL that was last ins
 
 
 
+CREATE TABLE tocsin.edges (
+    parent bigint NOT NULL,
+    child bigint NOT NULL,
+    argument text[] DEFAULT '{}'::text[] NOT NULL,
+    flow_id bigint NOT NULL,
+    on_failure text NOT NULL,
+    done boolean DEFAULT false NOT NULL,
+    value jsonb,
+    CONSTRAINT edges_on_failure_check CHECK ((on_failure = ANY (ARRAY['cancel'::text, 'run'::text, 'hold'::text])))
+);
+
+
+
+COMMENT ON TABLE tocsin.edges IS 'Which job of a flow waits for which.';
+
+
+
+COMMENT ON COLUMN tocsin.edges.argument IS 'Where in the child''s arguments the parent''s result goes; empty: nowhere.';
+
+
+
+COMMENT ON COLUMN tocsin.edges.on_failure IS 'What becomes of the child when the parent does not succeed.';
+
+
+
+COMMENT ON COLUMN tocsin.edges.done IS 'Whether the child waits for the parent no more.';
+
+
+
+COMMENT ON COLUMN tocsin.edges.value IS 'The result of the parent, if the child takes it.';
+
+
+
+CREATE TABLE tocsin.flow_jobs (
+    job_id bigint NOT NULL,
+    flow_id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    task text NOT NULL,
+    name text NOT NULL
+);
+
+
+
+COMMENT ON TABLE tocsin.flow_jobs IS 'The jobs of each flow, with their names in it.';
+
+
+
+CREATE TABLE tocsin.flows (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    ended_at timestamp with time zone,
+    keep_until timestamp with time zone,
+    CONSTRAINT flows_name_check CHECK ((name <> ''::text))
+);
+
+
+
+COMMENT ON TABLE tocsin.flows IS 'Graphs of jobs that were submitted together; see sql/functions/jobs/flows.sql.';
+
+
+
+COMMENT ON COLUMN tocsin.flows.ended_at IS 'When maintenance found that no job of the flow is unfinished; null: it has not.';
+
+
+
+COMMENT ON COLUMN tocsin.flows.keep_until IS 'When the flow may be deleted: ended_at plus the longest retention of its queues.';
+
+
+
+ALTER TABLE tocsin.flows ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tocsin.flows_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+
 CREATE SEQUENCE tocsin.flush_marker
     START WITH 1
     INCREMENT BY 1
@@ -6703,7 +7301,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:55:31.399408+00', '2026-11-29 17:55:31.417248+00', '2026-11-29 17:55:31.430376+00', '2026-11-30 17:55:31.430376+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:57:48.844502+00', '2026-11-29 17:57:48.860465+00', '2026-11-29 17:57:48.869524+00', '2026-11-30 17:57:48.869524+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -6716,21 +7314,21 @@ INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:55:31.473016+00', '2026-11-29 17:55:31.509947+00', '2026-11-29 17:55:31.514209+00', '2985-03-06 17:55:31.514209+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:57:48.912856+00', '2026-11-29 17:57:48.925461+00', '2026-11-29 17:57:48.928297+00', '2985-03-06 17:57:48.928297+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:55:31.430376+00', '2026-11-29 17:55:31.430376+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:55:31.514209+00', '2026-11-29 17:55:31.514209+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:57:48.869524+00', '2026-11-29 17:57:48.869524+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:57:48.928297+00', '2026-11-29 17:57:48.928297+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:55:31.33048+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:55:31.330499+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:55:31.330503+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:57:48.731116+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:57:48.731147+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:57:48.731151+00');
 
 
 
@@ -6743,11 +7341,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '50a96b2b9a56544311ee85308640378ead1a358153bf974c43ad09379397aac9');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '750fc62010c021571f55ac973c9321e6ae2cf34f9488c7db5955d58c307505cd');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:55:31.528436+00', '2026-11-29 17:55:31.529826+00', '2026-11-29 17:55:31.537575+00', 1795974931529826, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:55:31.531525+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:55:31.529826+00:00"}]', NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:57:48.961469+00', '2026-11-29 17:57:48.972921+00', '2026-11-29 17:57:48.998067+00', 1795975068972921, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:57:48.975983+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:57:48.972921+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -6760,64 +7358,77 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:55:31.528436+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:56:30.310573+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:55:31.498585+00', '2026-11-29 17:55:33.509947+00', '2026-11-29 17:55:31.498585+00', '2026-11-29 17:55:31.509947+00', NULL, 1795974931509947, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:55:32.526663+00', '2026-11-29 17:55:32.526663+00', '2026-11-29 17:55:31.5246+00', '2026-11-29 17:55:31.52665+00', NULL, 1795974931526650, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:55:31.531525+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:55:31.52665+00:00"}]', NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', '2026-11-29 17:55:31.548235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:55:31.554521+00', '2026-11-29 17:55:31.554521+00', '2026-11-29 17:55:31.554521+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:55:32.56192+00', '2026-11-29 17:55:32.56192+00', '2026-11-29 17:55:31.56192+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:55:32.566864+00', '2026-11-29 17:55:32.566864+00', '2026-11-29 17:55:31.566864+00', NULL, '2026-11-29 17:55:32.066864+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:55:31.577506+00', '2985-03-06 17:55:31.577506+00', '2026-11-29 17:55:31.577506+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:55:31.579599+00', '2026-11-29 17:55:31.579599+00', '2026-11-29 17:55:31.579599+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:55:30.310573+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:55:30.310573+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:55:30.310573+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 17:55:30.310573+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 8505, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:55:31.353909+00', '2026-11-29 17:55:31.38666+00');
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:58:47.427647+00', false);
 
 
 
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:57:48.922198+00', '2026-11-29 17:57:50.925461+00', '2026-11-29 17:57:48.922198+00', '2026-11-29 17:57:48.925461+00', NULL, 1795975068925461, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:57:50.1375+00', '2026-11-29 17:57:50.1375+00', '2026-11-29 17:57:48.953301+00', '2026-11-29 17:57:48.95964+00', NULL, 1795975068959640, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:57:48.975983+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:57:48.95964+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:57:49.0192+00', '2026-11-29 17:57:49.0192+00', '2026-11-29 17:57:49.0192+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:57:50.02328+00', '2026-11-29 17:57:50.02328+00', '2026-11-29 17:57:49.02328+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:57:50.026194+00', '2026-11-29 17:57:50.026194+00', '2026-11-29 17:57:49.026194+00', NULL, '2026-11-29 17:57:49.526194+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:57:49.032205+00', '2985-03-06 17:57:49.032205+00', '2026-11-29 17:57:49.032205+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:57:49.036117+00', '2026-11-29 17:57:49.036117+00', '2026-11-29 17:57:49.036117+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:55:31.126333+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:55:31.141147+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:55:31.587108+00', '2026-11-29 17:55:31.148267+00', 'tocsin.paused');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:57:47.427647+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:57:47.427647+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:57:47.427647+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 17:57:47.427647+00');
 
 
 
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 13111, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:57:48.745857+00', '2026-11-29 17:57:48.832723+00');
 
 
 
 
 
 
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:57:48.424967+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:57:48.455731+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:57:49.040748+00', '2026-11-29 17:57:48.471102+00', 'tocsin.paused');
 
 
 
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:55:31.353022+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 8505, '0.1.0', '2026-11-29 17:55:31.358703+00', '2026-11-29 17:55:31.358703+00', '2026-11-29 17:55:31.448657+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 8505, '0.1.0', '2026-11-29 17:55:31.457471+00', '2026-11-29 17:55:31.457471+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 8505, '0.1.0', '2026-11-29 17:55:31.467946+00', '2026-11-29 17:55:31.467946+00', NULL);
+
+
+
+
+
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:57:48.745015+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 13111, '0.1.0', '2026-11-29 17:57:48.761672+00', '2026-11-29 17:57:48.761672+00', '2026-11-29 17:57:48.882936+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 13111, '0.1.0', '2026-11-29 17:57:48.888791+00', '2026-11-29 17:57:48.888791+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 13111, '0.1.0', '2026-11-29 17:57:48.899885+00', '2026-11-29 17:57:48.899885+00', NULL);
+
+
+
+SELECT pg_catalog.setval('tocsin.flows_id_seq', 1, false);
 
 
 
@@ -6875,6 +7486,26 @@ ALTER TABLE ONLY tocsin.contract
 
 ALTER TABLE ONLY tocsin.dead_letters
     ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
+
+
+
+ALTER TABLE ONLY tocsin.edges
+    ADD CONSTRAINT edges_pkey PRIMARY KEY (parent, child, argument);
+
+
+
+ALTER TABLE ONLY tocsin.flow_jobs
+    ADD CONSTRAINT flow_jobs_flow_id_name_key UNIQUE (flow_id, name);
+
+
+
+ALTER TABLE ONLY tocsin.flow_jobs
+    ADD CONSTRAINT flow_jobs_pkey PRIMARY KEY (job_id);
+
+
+
+ALTER TABLE ONLY tocsin.flows
+    ADD CONSTRAINT flows_pkey PRIMARY KEY (id);
 
 
 
@@ -7012,6 +7643,22 @@ CREATE INDEX dead_letters_died ON tocsin.dead_letters USING btree (queue_id, die
 
 
 CREATE INDEX dead_letters_queue ON tocsin.dead_letters USING btree (queue_id, id);
+
+
+
+CREATE INDEX edges_child ON tocsin.edges USING btree (child);
+
+
+
+CREATE INDEX edges_flow ON tocsin.edges USING btree (flow_id);
+
+
+
+CREATE INDEX flows_ending ON tocsin.flows USING btree (keep_until) WHERE (keep_until IS NOT NULL);
+
+
+
+CREATE INDEX flows_unended ON tocsin.flows USING btree (id) WHERE (ended_at IS NULL);
 
 
 
@@ -7178,6 +7825,10 @@ REVOKE ALL ON FUNCTION tocsin._admit(ids bigint[]) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._admit_children(ids bigint[]) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._advance(from_line tocsin.slots) FROM PUBLIC;
 
 
@@ -7219,6 +7870,10 @@ REVOKE ALL ON FUNCTION tocsin._beyond(counted bigint, cap integer, relation text
 
 
 REVOKE ALL ON FUNCTION tocsin._caller() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._cancel_held(ids bigint[], ended bigint[]) FROM PUBLIC;
 
 
 
@@ -7294,6 +7949,10 @@ REVOKE ALL ON FUNCTION tocsin._clock() FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._close_edges(parents bigint[], results jsonb, rule text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._close_queue(q tocsin.queues, deadline timestamp with time zone) FROM PUBLIC;
 
 
@@ -7366,6 +8025,14 @@ REVOKE ALL ON FUNCTION tocsin._end_expired_lease(m tocsin.messages) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._end_flows(most integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._end_parents(parents jsonb, succeeded boolean) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._end_process(process_id bigint, died boolean) FROM PUBLIC;
 
 
@@ -7379,6 +8046,10 @@ REVOKE ALL ON FUNCTION tocsin._estimate(query text) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._examine(p tocsin.processes, t timestamp with time zone, up_since timestamp with time zone, OUT seems_alive boolean, OUT dead_at timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._fill_arguments(job_id bigint, arguments jsonb) FROM PUBLIC;
 
 
 
@@ -7455,6 +8126,10 @@ REVOKE ALL ON FUNCTION tocsin._is_owner() FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._is_valid(payload jsonb, max_payload integer, delay interval, at timestamp with time zone, expires_in interval, max_deliveries integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._jobs_of(flow_id bigint) FROM PUBLIC;
 
 
 
@@ -7726,6 +8401,10 @@ REVOKE ALL ON FUNCTION tocsin.cancel(message_id bigint, queue text, key text, re
 
 
 
+REVOKE ALL ON FUNCTION tocsin.cancel_flow(flow_id bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.cancel_reasons(ids bigint[], leases bigint[]) FROM PUBLIC;
 
 
@@ -7842,6 +8521,18 @@ REVOKE ALL ON FUNCTION tocsin.list_dead_letters(queue text, reason text, error t
 
 
 
+REVOKE ALL ON FUNCTION tocsin.list_edges(flow_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_flow_jobs(flow_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_flows(max_flows integer, before bigint, flow_id bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.list_limits() FROM PUBLIC;
 
 
@@ -7946,6 +8637,10 @@ REVOKE ALL ON FUNCTION tocsin.reprioritise(message_id bigint, priority integer, 
 
 
 
+REVOKE ALL ON FUNCTION tocsin.requeue_flow(flow_id bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.reschedule(message_id bigint, delay interval, at timestamp with time zone, queue text, key text) FROM PUBLIC;
 
 
@@ -7987,6 +8682,10 @@ REVOKE ALL ON FUNCTION tocsin.store_stats() FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.submit(task text, arguments jsonb, delay interval, at timestamp with time zone, priority integer, headers jsonb, key text, expires_in interval, max_attempts integer, timeout interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.submit_flow(name text, jobs jsonb) FROM PUBLIC;
 
 
 

@@ -7,11 +7,14 @@ from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
 from tocsin._jobs.current import CurrentJob, current_job
 from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
+from tocsin._jobs.flow import Flow, OnFailure
+from tocsin._jobs.flows import FlowEdge, FlowInfo, FlowJob, Flows, FlowState, FlowSummary
 from tocsin._jobs.job import Job
 from tocsin._jobs.job_info import JobInfo
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.limits import Limit, Rate
 from tocsin._jobs.packing import Codec, Packing, PayloadStore
+from tocsin._jobs.planned import Planned
 from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
 from tocsin._jobs.session_job import BlockingJob
 from tocsin._jobs.task import Task, task
@@ -53,6 +56,8 @@ from .errors import (
     ConnectionLost,
     DependentObjects,
     Fault,
+    FlowInvalid,
+    FlowNotFound,
     JobCancelled,
     JobError,
     JobFailed,
@@ -110,6 +115,15 @@ __all__ = [
     "DependentObjects",
     "EnqueueOptions",
     "Fault",
+    "Flow",
+    "FlowEdge",
+    "FlowInfo",
+    "FlowInvalid",
+    "FlowJob",
+    "FlowNotFound",
+    "FlowState",
+    "FlowSummary",
+    "Flows",
     "Job",
     "JobCancelled",
     "JobError",
@@ -131,6 +145,7 @@ __all__ = [
     "MessageOptions",
     "MessageState",
     "Messages",
+    "OnFailure",
     "Packing",
     "PayloadInvalid",
     "PayloadStore",
@@ -138,6 +153,7 @@ __all__ = [
     "PayloadUnreadable",
     "PendingMessages",
     "PermissionDenied",
+    "Planned",
     "ProcessStatistics",
     "Producer",
     "PurgeResult",

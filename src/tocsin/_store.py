@@ -15,6 +15,8 @@ from tocsin._database.client import Connection, Database
 from tocsin._database.roles import Roles
 from tocsin._database.transaction_limit import TransactionLimit
 from tocsin._database.verify import SchemaDifference, verify
+from tocsin._jobs.flow import Flow, OnFailure
+from tocsin._jobs.flows import Flows
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.task import Task
 from tocsin._jobs.worker import JobWorker, open_worker
@@ -56,6 +58,8 @@ class Store:
     """Looking at dead letters, replaying, archiving and purging them."""
     jobs: Jobs
     """Submitting jobs, and asking how they stand."""
+    flows: Flows
+    """Looking at flows, cancelling and requeueing them."""
     events: Events
     """What this process's part of the store reports of its work."""
 
@@ -79,6 +83,7 @@ class Store:
         self.messages = Messages(database)
         self.dead_letters = DeadLetters(database)
         self.jobs = Jobs(database, process, batcher, telemetry)
+        self.flows = Flows(database)
 
     def __repr__(self) -> str:
         where = f"{self._database.address}, schema {self._database.schema.name!r}"
@@ -271,6 +276,20 @@ class Store:
             queues=queues,
             name=_check_worker_name(name),
         )
+
+    def flow(
+        self,
+        name: str,
+        *,
+        on_failure: OnFailure = "cancel",
+        connection: AnyConnection | None = None,
+    ) -> Flow:
+        """Return a flow, whose block adds jobs and submits all or, if it raises, none.
+
+        Args:
+            connection: Submit in its transaction; see `Producer.enqueue`.
+        """
+        return Flow(self._database, self._process, name, on_failure, connection)
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id.

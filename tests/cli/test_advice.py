@@ -117,6 +117,8 @@ NOT_ADVISED = {
     tocsin.JobNotFound,
     tocsin.TaskUnknown,
     tocsin.ValueUnreadable,
+    tocsin.FlowInvalid,  # no command submits a flow
+    tocsin.FlowNotFound,
 }
 
 

@@ -22,6 +22,7 @@
 --   TC030 PermissionDenied {role}
 --   TC040 KeyConflict {key, message_id, task}
 --   TC041 TaskUnknown {task}
+--   TC043 FlowNotFound {flow_id}
 create or replace function tocsin._raise_error(code text, message text, detail jsonb,
                                                hint text default '') returns void
 language plpgsql

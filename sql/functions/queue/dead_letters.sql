@@ -142,6 +142,7 @@ as $$
 declare
     taken bigint[];
     replayed bigint[];
+    flows bigint[];
     held_up bigint[];
     t timestamptz;
 begin
@@ -152,21 +153,24 @@ begin
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
                                      dequeued_at, lease, producer_worker_id,
                                      consumer_worker_id, max_deliveries, key, payload, headers,
-                                     last_error, history, task, options)
+                                     last_error, history, task, options, flow_id)
         select d.id, d.queue_id, d.priority,
             (case when delay > '0 s' then 'delayed' else 'ready' end)::tocsin.message_state, t, t,
                d.enqueued_at, d.dequeued_at, d.lease, d.producer_worker_id, d.consumer_worker_id,
                d.max_deliveries, d.key, d.payload,
-               d.headers, d.error, d.history, d.task, d.options
+               d.headers, d.error, d.history, d.task, d.options, d.flow_id
         from tocsin.dead_letters d
         where d.id = any (taken)
         order by d.id
         on conflict (queue_id, key) where key is not null do nothing
-        returning id
+        returning id, flow_id
     ), removed as (
         delete from tocsin.dead_letters d using added a where d.id = any (taken) and d.id = a.id
     )
-    select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
+    select coalesce(array_agg(a.id order by a.id), '{}'), array_agg(a.flow_id) into replayed, flows
+    from added a;
+    update tocsin.flows f set ended_at = null, keep_until = null
+    where f.id = any (flows) and f.ended_at is not null;
     if ids is not null and cardinality(replayed) < cardinality(taken) then
         held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed)
                          order by x.id);

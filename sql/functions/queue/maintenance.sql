@@ -63,6 +63,11 @@ begin
         problems := problems || format('partitions of the archive are not created: %s', sqlerrm);
     end;
     begin
+        perform tocsin._end_flows(rows);
+    exception when others then
+        problems := problems || format('flows are not ended: %s', sqlerrm);
+    end;
+    begin
         archived_deleted := tocsin._delete_expired(rows);
     exception when others then
         problems := problems
@@ -355,6 +360,8 @@ begin
         where d.id = any (array(
             select x.id from tocsin.dead_letters x
                 where x.queue_id = queue.id and x.died_at <= queue.before
+                    and (x.flow_id is null or not exists (
+                        select from tocsin.flows f where f.id = x.flow_id and f.ended_at is null))
             order by x.died_at limit most - purged for update skip locked));
         get diagnostics n = row_count;
         purged := purged + n;

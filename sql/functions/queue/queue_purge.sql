@@ -25,6 +25,7 @@ declare
     before timestamptz := coalesce(tocsin._later(t, -older_than), 'infinity');
     -- whether a deleted message kept its place, and so held up the queue: see order.sql
     held_up boolean;
+    parents jsonb;  -- jobs of flows
 begin
     if (ready or delayed or held or archived or dead) is not true then
         perform tocsin._raise_error('TC022', 'say what to purge: ready, delayed, held, archived or dead',
@@ -70,13 +71,17 @@ begin
                               for update skip locked) h
         ), gone as (
             delete from tocsin.messages m using waiting w where m.id = w.id
-            returning m.due, m.vt, m.state = 'held' as held
+            returning m.id, m.flow_id, m.due, m.vt, m.state = 'held' as held
         )
         select count(*) filter (where not g.held and g.vt <= t),
                count(*) filter (where not g.held and g.vt > t), count(*) filter (where g.held),
-               bool_or(g.due < g.vt)
-        into ready_count, delayed_count, held_count, held_up
+               bool_or(g.due < g.vt),
+               jsonb_object_agg(g.id, null) filter (where g.flow_id is not null)
+        into ready_count, delayed_count, held_count, held_up, parents
         from gone g;
+        if parents is not null then
+            perform tocsin._end_parents(parents, succeeded => false);
+        end if;
         if held_up then
             perform tocsin._ring(q.id);
         end if;

@@ -38,6 +38,9 @@ declare
     seen integer[] := '{}';
     batch bigint[];
     jobs bigint[];
+    in_flows bigint;
+    succeeded jsonb;  -- jobs of flows, with their results
+    stopped jsonb;  -- jobs of flows that were cancelled
     settled bigint[] := '{}';
 begin
     -- One queue after the other. Usually there is only one.
@@ -61,30 +64,46 @@ begin
                       m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
                           as last_error, m.history, m.task, m.options,
                       case when m.task is null then null when m.cancel_reason is null then outcome
-                          else 'cancelled' end as outcome, g.n
+                          else 'cancelled' end as outcome,
+                      m.flow_id, g.n
         ), stored as (
             insert into tocsin.archive (id, queue_id, priority, read_ct, span, enqueued_at,
                                         dequeued_at, archived_at, keep_until,
                                         producer_worker_id, consumer_worker_id, key, payload,
                                         headers, last_error, history, task, options, outcome,
                                         result)
-            select f.id, f.queue_id, f.priority, f.read_ct, hours, f.enqueued_at, f.dequeued_at, t,
-                until,
+            select f.id, f.queue_id, f.priority, f.read_ct,
+                   case when f.flow_id is null then hours else 0 end,
+                   f.enqueued_at, f.dequeued_at, t,
+                   case when f.flow_id is null then until else '9999-01-01+00' end,
                    f.producer_worker_id, f.consumer_worker_id, f.key, f.payload, f.headers,
                    f.last_error, f.history, f.task, f.options, f.outcome,
                    case when f.outcome = 'succeeded' then results -> (f.n - 1)::integer end
-            from finished f where hours is not null
+            from finished f where hours is not null or f.flow_id is not null
         )
-        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null) into batch, jobs
+        select array_agg(f.id), array_agg(f.id) filter (where f.task is not null),
+               count(*) filter (where f.flow_id is not null),
+               jsonb_object_agg(f.id, results -> (f.n - 1)::integer)
+                   filter (where f.flow_id is not null and f.outcome = 'succeeded'),
+               jsonb_object_agg(f.id, null)
+                   filter (where f.flow_id is not null and f.outcome <> 'succeeded')
+        into batch, jobs, in_flows, succeeded, stopped
         from finished f;
         if jobs is not null then
             perform tocsin._announce(queue, jobs);
         end if;
-        if batch is not null then
+        if in_flows > 0 then
+            -- The results of a flow are kept until the flow has ended: see flows.sql.
             insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
-                values (queue, hours, until, t, cardinality(batch));
-            settled := settled || batch;
+                values (queue, 0, '9999-01-01+00', t, in_flows);
+            perform tocsin._end_parents(succeeded, succeeded => true) where succeeded is not null;
+            perform tocsin._end_parents(stopped, succeeded => false) where stopped is not null;
         end if;
+        if cardinality(batch) > in_flows then
+            insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+                values (queue, hours, until, t, cardinality(batch) - in_flows);
+        end if;
+        settled := settled || batch;
         exit when cardinality(settled) = cardinality(ids);
         seen := seen || queue;
     end loop;
@@ -102,19 +121,24 @@ declare
     settled bigint[];
     jobs bigint[];
     queues integer[];
+    parents jsonb;  -- jobs of flows
 begin
     with finished as (
         delete from tocsin.messages m
             using (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
         where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
             from 'leased'
-        returning m.id, m.queue_id, m.task
+        returning m.id, m.queue_id, m.task, m.flow_id
     )
     select array_agg(f.id), array_agg(f.id) filter (where f.task is not null),
-        array_agg(distinct f.queue_id) filter (where f.task is not null)
-    into settled, jobs, queues from finished f;
+        array_agg(distinct f.queue_id) filter (where f.task is not null),
+        jsonb_object_agg(f.id, null) filter (where f.flow_id is not null)
+    into settled, jobs, queues, parents from finished f;
     if jobs is not null then
         perform tocsin._announce(q, jobs) from unnest(queues) q;
+    end if;
+    if parents is not null then
+        perform tocsin._end_parents(parents, succeeded => false);
     end if;
     return tocsin._outcomes(ids, settled);
 end
@@ -347,58 +371,4 @@ as $$
                       least(greatest(deliveries - 1, 0),
                             300 / greatest(log(queue.retry_factor), 1e-9))))
         * (1 + queue.retry_jitter * (2 * random() - 1)))
-$$;
-
--- Moves messages to the dead letters. A message that cannot become a dead letter
--- (because of a constraint, a trigger, or an index for which its payload is too large)
--- does not stop the other messages. It is delayed for a minute, and then delivered once
--- more if it has not expired. A held message stays held.
-create or replace function tocsin._move_to_dead_letters(
-    ids bigint[], reason text, errors text[] default null, tracebacks text[] default null,
-    deliveries jsonb[] default null
-) returns void
-language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
-set enable_nestloop = off set enable_mergejoin = off set jit = off
-as $$
-#variable_conflict use_column
-declare
-    again_at timestamptz := tocsin._clock() + interval '1 minute';
-begin
-    with given as (
-        select g.id, g.error, g.traceback, g.delivery
-        from unnest(ids, errors, tracebacks, deliveries) as g (id, error, traceback, delivery)
-    ), died as (
-        delete from tocsin.messages m using given g where m.id = any (ids) and m.id = g.id
-        returning m.*, coalesce(g.error, m.last_error) as error, g.traceback, g.delivery
-    )
-    insert into tocsin.dead_letters (id, queue_id, priority, read_ct, enqueued_at, dequeued_at,
-                                     died_at, lease, producer_worker_id,
-                                     consumer_worker_id, max_deliveries, key, payload, headers,
-                                     reason, error, traceback, history, task, options)
-    select d.id, d.queue_id, d.priority, d.read_ct, d.enqueued_at, d.dequeued_at, tocsin._clock(),
-        d.lease, d.producer_worker_id,
-           d.consumer_worker_id, d.max_deliveries, d.key, d.payload, d.headers,
-           _move_to_dead_letters.reason, d.error, d.traceback,
-           tocsin._add_delivery(d.history, d.delivery), d.task, d.options
-    from died d;
-    perform tocsin._announce(d.queue_id, array_agg(d.id))
-    from tocsin.dead_letters d
-    where d.id = any (ids) and d.task is not null group by d.queue_id;
-exception when integrity_constraint_violation or data_exception or program_limit_exceeded
-    or raise_exception then
-    if cardinality(ids) > 1 then
-        for n in 1 .. cardinality(ids) loop
-            perform tocsin._move_to_dead_letters(ids[n:n], reason, errors[n:n], tracebacks[n:n],
-                                                 deliveries[n:n]);
-        end loop;
-    else
-        update tocsin.messages m
-        set state = case when m.state = 'held' then m.state else 'delayed' end, due = again_at, vt = again_at,
-            expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
-            last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
-            history = tocsin._add_delivery(m.history, deliveries[1])
-        where m.id = any (ids);
-    end if;
-end
 $$;

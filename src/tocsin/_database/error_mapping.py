@@ -17,6 +17,7 @@ from tocsin.errors import (
     ConfigError,
     ConnectionLost,
     DependentObjects,
+    FlowNotFound,
     KeyConflict,
     KeyTaken,
     MessageNotFound,
@@ -316,6 +317,8 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             )
         case "TC041":
             return TaskUnknown(detail["task"])
+        case "TC043":
+            return FlowNotFound(detail["flow_id"])
     raise AssertionError(f"the schema refused with an unknown code {code}: {problem}")
 
 

@@ -12,6 +12,7 @@ from tocsin._durations import Duration
 
 from .limits import Limiting
 from .packing import Packing
+from .planned import Link
 from .retrying import RetryPolicy
 from .signature import Signature
 
@@ -102,3 +103,5 @@ class Call(Generic[R]):
     """The limits of the job, with their keys."""
     options: SubmitOptions = attrs.field(factory=SubmitOptions)
     """What the call has chosen; see `Task.using`."""
+    links: tuple[Link, ...] = ()
+    """Arguments that are results of planned jobs; only a flow takes a call with any."""

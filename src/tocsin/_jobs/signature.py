@@ -20,6 +20,7 @@ from tocsin.errors._jobs import Fault, ResultInvalid
 from tocsin.errors._payloads import describe_path
 
 from .conversion import Conversion, Unconvertible, write_json
+from .planned import PLACE, Link, Planned, find_planned
 
 _UNNAMED: Final[Mapping[inspect._ParameterKind, str]] = {
     inspect.Parameter.POSITIONAL_ONLY: "is positional-only",
@@ -89,23 +90,31 @@ class Signature:
 
     # Arguments
 
-    def write_arguments(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
-        """Return the JSON text of a call's arguments.
+    def write_arguments(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[str, tuple[Link, ...]]:
+        """Return the JSON text of a call's arguments, and those that are planned.
 
         Raises:
             ArgumentsInvalid: The function does not take them.
         """
         faults: list[Fault] = []
         forms: dict[str, object] = {}
+        links: list[Link] = []
         for name, value in self._bind(args, kwargs).items():
+            conversion = self._conversion(name)
             try:
-                forms[name] = self._conversion(name).to_json(value)
+                if planned := find_planned(name, value):
+                    forms[name], takes_none = _write_planned(conversion, value)
+                    links += [Link(path, parent, takes_none) for path, parent in planned]
+                else:
+                    forms[name] = conversion.to_json(value)
             except Unconvertible as error:
                 faults += _under(name, error.faults)
         if faults:
             raise ArgumentsInvalid(self._task, faults)
         try:
-            return write_json(forms)
+            return write_json(forms), tuple(links)
         except Unconvertible as error:
             raise ArgumentsInvalid(self._task, error.faults) from None
 
@@ -181,6 +190,9 @@ class Signature:
         return self._write_key(name, arguments.get(name, self._signature.parameters[name].default))
 
     def _write_key(self, name: str, value: object) -> str | None:
+        if find_planned(name, value):
+            fault = Fault(describe_path([name]), "the key of a limit cannot be a planned result")
+            raise ArgumentsInvalid(self._task, [fault])
         form = self._conversion(name).to_json(value)
         return form if form is None or isinstance(form, str) else write_json(form)
 
@@ -216,6 +228,28 @@ class Signature:
             return self._conversions["return"].from_json(form)
         except Unconvertible as error:
             raise ResultInvalid(self._task, error.faults) from error
+
+
+def _write_planned(conversion: Conversion, value: object) -> tuple[object, bool]:
+    """Return the form of an argument with planned jobs, and whether None fits there.
+
+    Raises:
+        Unconvertible: The rest of the value does not fit.
+    """
+    if not isinstance(value, list):
+        return PLACE, _takes(conversion, PLACE)
+    rest = conversion.to_json([item for item in value if not isinstance(item, Planned)])
+    forms = iter(rest if isinstance(rest, list) else [rest])
+    form = [PLACE if isinstance(item, Planned) else next(forms) for item in value]
+    return form, _takes(conversion, form)
+
+
+def _takes(conversion: Conversion, form: object) -> bool:
+    try:
+        conversion.from_json(form)
+    except Unconvertible:
+        return False
+    return True
 
 
 def _under(name: str, faults: list[Fault]) -> list[Fault]:

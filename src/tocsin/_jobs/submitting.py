@@ -17,6 +17,7 @@ from tocsin._queue.producing.enqueue_request import (
     Parameters,
     build_request,
 )
+from tocsin.errors import FlowInvalid
 
 from .definition import Call, SubmitOptions
 from .packing import run_packing
@@ -48,6 +49,7 @@ def check_options(options: SubmitOptions) -> SubmitOptions:
     """Return the options of a call if they are valid.
 
     Raises:
+        FlowInvalid: An argument is a planned job.
         ValueError: An option is out of its range.
         TypeError: An option has a wrong type, or does not exist.
     """
@@ -94,14 +96,27 @@ def refuse_schema(calls: Sequence[Call[Any]]) -> None:
         raise TypeError("the option schema is for a connection as target; a store has its own")
 
 
-def build_submission(call: Call[Any], headers: object = None) -> Submission:
+def build_submission(
+    call: Call[Any], headers: object = None, *, in_flow: bool = False
+) -> Submission:
     """Return the job that a call becomes.
 
     Args:
         call: The call, whose options are valid.
         headers: What the call has unless it chooses its own.
+        in_flow: Whether the call may take results of planned jobs.
+
+    Raises:
+        FlowInvalid: The call takes such a result, and is not of a flow.
     """
     task = call.definition
+    if call.links and not in_flow:
+        names = tuple(link.parent.name for link in call.links)
+        raise FlowInvalid(
+            f"a call of task {task.name} takes the result of {', '.join(names)}, so it is"
+            " submitted with the flow of that job: give it to Flow.add",
+            unknown=names,
+        )
     options = (
         call.options if headers is None else SubmitOptions(**{"headers": headers, **call.options})
     )

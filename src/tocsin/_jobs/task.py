@@ -193,15 +193,15 @@ class Task(Generic[P, R]):
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return a call of the task, to be submitted.
 
+        An argument, or an item of a list, may be what `Flow.add` returned.
+
         Raises:
             ArgumentsInvalid: The function does not take these arguments.
         """
         signature = self.definition.signature
-        return Call(
-            self.definition,
-            signature.write_arguments(args, kwargs),
-            tuple(write_limits(self.options.limits, signature, args, kwargs)),
-        )
+        arguments, links = signature.write_arguments(args, kwargs)
+        limits = tuple(write_limits(self.options.limits, signature, args, kwargs))
+        return Call(self.definition, arguments, limits, links=links)
 
 
 class AsyncTask(Task[P, R]):

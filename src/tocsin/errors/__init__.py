@@ -19,6 +19,8 @@ from ._database import (
 from ._jobs import (
     ArgumentsInvalid,
     Fault,
+    FlowInvalid,
+    FlowNotFound,
     JobCancelled,
     JobError,
     JobFailed,
@@ -53,6 +55,8 @@ __all__ = [
     "ConnectionLost",
     "DependentObjects",
     "Fault",
+    "FlowInvalid",
+    "FlowNotFound",
     "JobCancelled",
     "JobError",
     "JobFailed",

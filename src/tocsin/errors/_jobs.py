@@ -11,6 +11,8 @@ from ._base import TocsinError
 __all__ = [
     "ArgumentsInvalid",
     "Fault",
+    "FlowInvalid",
+    "FlowNotFound",
     "JobCancelled",
     "JobError",
     "JobFailed",
@@ -123,6 +125,29 @@ class JobNotFound(JobError, LookupError):
             job_id,
             f"there is no job {job_id}; its queue may keep what is finished for a shorter time",
         )
+
+
+class FlowInvalid(TocsinError, ValueError):
+    """A flow that cannot be submitted. No job of it was submitted."""
+
+    def __init__(
+        self, problem: str, *, cycle: Sequence[str] = (), unknown: Sequence[str] = ()
+    ) -> None:
+        super().__init__(problem)
+        self.cycle: tuple[str, ...] = tuple(cycle)
+        """Names of jobs that wait for each other, the first one also as the last; empty
+        when no jobs do."""
+        self.unknown: tuple[str, ...] = tuple(unknown)
+        """Names of jobs that are not in the flow; empty when all are."""
+
+
+class FlowNotFound(TocsinError, LookupError):
+    """There is no such flow, or no longer."""
+
+    def __init__(self, flow_id: int) -> None:
+        super().__init__(f"there is no flow {flow_id}")
+        self.flow_id = flow_id
+        """Id of the flow."""
 
 
 class TaskUnknown(TocsinError, LookupError):
