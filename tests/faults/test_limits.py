@@ -147,9 +147,8 @@ class Load:
                 await connection.execute("commit" if choice < 0.5 else "rollback")
 
 
-@pytest.mark.parametrize(
-    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 8))
 async def test_limits_hold_and_no_message_is_stranded(store_dsn: str, seed: int) -> None:
     load = Load(store_dsn, seed)
     async with AsyncExitStack() as stack:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+import trio
 
 import tocsin
-from tests.support import query
+from tests.support import nodes, query
 
 
 def limit(name: str, n: int = 1, key: str | None = None, **more: object) -> dict[str, object]:
@@ -131,3 +133,98 @@ async def test_a_rate_gives_due_times(store: tocsin.Store, store_dsn: str, queue
         " where state = 'delayed' order by id",
     )
     assert gaps == [(None,), (30,), (30,)]
+
+
+def rows_read(found: dict[str, dict[str, Any]], *relations: str) -> int:
+    """How many rows of these tables the statements within a claim have read."""
+    return sum(
+        node["Actual Rows"] * node["Actual Loops"]
+        for text, plan in found.items()
+        if not text.startswith("select * from tocsin.claim")
+        for node in nodes(plan)
+        if node.get("Relation Name") in relations
+    )
+
+
+def test_a_claim_reads_as_little_with_many_blocked_messages(plans: Any) -> None:
+    claim = "select * from tocsin.claim(1, 1, 10)"
+    for _ in range(8):  # until the session keeps its plans
+        plans(claim)
+    plans(
+        "select count(tocsin.enqueue('q', '1', options =>"
+        """ '{"limits": [{"name": "smtp", "n": 1}]}')) from generate_series(1, 200)"""
+    )
+    for _ in range(3):
+        plans(claim)  # one message is leased, and the rest is blocked
+    found = plans(claim)
+    assert rows_read(found, "slots", "limit_checks", "limit_queues") == 0
+    assert rows_read(found, "messages") == 1  # the leased one, for the next due time
+    settles = (
+        "select * from tocsin.claim(1, 1, 10, finished_ids => array(select id from"
+        " tocsin.messages where state = 'leased'), finished_leases => array(select lease from"
+        " tocsin.messages where state = 'leased'))"
+    )
+    for _ in range(3):
+        found = plans(settles)
+    assert 0 < rows_read(found, "messages", "slots", "limit_checks", "limit_queues") < 40
+
+
+async def test_due_times_of_a_rate_are_exact_with_concurrent_producers(
+    store: tocsin.Store, store_dsn: str, queue: str
+) -> None:
+    """With a burst of two, two are due at once, and the others evenly behind."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(12):
+            nursery.start_soon(enqueue, store_dsn, limit("api", 1, per=3600, burst=2))
+    async with store.consumer(queue) as one, store.consumer(queue) as other:
+        async with trio.open_nursery() as nursery:
+            got: list[tocsin.Message] = []
+            for consumer in one, other:
+                nursery.start_soon(dequeue_all, consumer, got)
+        assert len(got) == 2
+    gaps = await query(
+        store_dsn,
+        "select round(extract(epoch from due - lag(due) over (order by due)))::int"
+        " from tocsin.messages where state = 'delayed' order by due",
+    )
+    assert gaps == [(None,), *[(3600,)] * 9]
+
+
+async def dequeue_all(consumer: tocsin.Consumer, got: list[tocsin.Message]) -> None:
+    """Claim until no message waits for a scan."""
+    while found := await consumer.dequeue(20):
+        got += found
+
+
+async def test_ordered_keys_keep_their_order_with_failures_and_several_consumers(
+    store: tocsin.Store, store_dsn: str, queue: str
+) -> None:
+    async with store.producer(queue) as producer:
+        for number in range(24):
+            await producer.enqueue(number, ordered_by=f"customer-{number % 3}", priority=-number)
+    handled: list[int] = []
+    failed: set[int] = set()
+    done = trio.Event()
+
+    async def handle(message: tocsin.Message) -> None:
+        await trio.lowlevel.checkpoint()
+        if message.payload % 5 == 0 and message.payload not in failed:
+            failed.add(message.payload)
+            raise tocsin.Retry(0.001)
+        handled.append(message.payload)
+        if len(handled) == 24:
+            done.set()
+
+    async with trio.open_nursery() as nursery:
+
+        async def consume() -> None:
+            async with store.consumer(queue) as consumer:
+                await consumer.handle(handle, concurrency=4)
+
+        nursery.start_soon(consume)
+        nursery.start_soon(consume)
+        with trio.fail_after(60):
+            await done.wait()
+        nursery.cancel_scope.cancel()
+    for key in range(3):
+        assert [n for n in handled if n % 3 == key] == list(range(key, 24, 3))
