@@ -6742,33 +6742,6 @@ COMMENT ON COLUMN tocsin.archive.result IS 'Of a job that has succeeded: what it
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113017 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb,
-    task text,
-    options jsonb,
-    outcome text,
-    result jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113017 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113018 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -6793,6 +6766,33 @@ CREATE TABLE tocsin.archive_1h_2026113018 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113018 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113019 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113019 REPLICA IDENTITY FULL;
 
 
 
@@ -7273,11 +7273,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113017 FOR VALUES FROM (1, '2026-11-30 17:00:00+00') TO (1, '2026-11-30 18:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113018 FOR VALUES FROM (1, '2026-11-30 18:00:00+00') TO (1, '2026-11-30 19:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113019 FOR VALUES FROM (1, '2026-11-30 19:00:00+00') TO (1, '2026-11-30 20:00:00+00');
 
 
 
@@ -7301,7 +7301,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:57:48.844502+00', '2026-11-29 17:57:48.860465+00', '2026-11-29 17:57:48.869524+00', '2026-11-30 17:57:48.869524+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:00:58.557616+00', '2026-11-29 18:00:58.565299+00', '2026-11-29 18:00:58.570841+00', '2026-11-30 18:00:58.570841+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -7314,21 +7314,21 @@ INSERT INTO tocsin.archive_1h_2026113017 VALUES (1, 2, 0, 1, 1, '2026-11-29 17:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 17:57:48.912856+00', '2026-11-29 17:57:48.925461+00', '2026-11-29 17:57:48.928297+00', '2985-03-06 17:57:48.928297+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:00:58.605044+00', '2026-11-29 18:00:58.613232+00', '2026-11-29 18:00:58.614422+00', '2985-03-06 18:00:58.614422+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 17:57:48.869524+00', '2026-11-29 17:57:48.869524+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 17:57:48.928297+00', '2026-11-29 17:57:48.928297+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:00:58.570841+00', '2026-11-29 18:00:58.570841+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:00:58.614422+00', '2026-11-29 18:00:58.614422+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 17:57:48.731116+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 17:00:00+00","2026-11-30 19:00:00+00")', '2026-11-29 17:57:48.731147+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 17:57:48.731151+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:00:58.507558+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:00:58.507587+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:00:58.507592+00');
 
 
 
@@ -7345,7 +7345,7 @@ INSERT INTO tocsin.contract VALUES (true, 1, 1, '750fc62010c021571f55ac973c9321e
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:57:48.961469+00', '2026-11-29 17:57:48.972921+00', '2026-11-29 17:57:48.998067+00', 1795975068972921, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:57:48.975983+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:57:48.972921+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:00:58.620816+00', '2026-11-29 18:00:58.624205+00', '2026-11-29 18:00:58.641622+00', 1795975258624205, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:00:58.626399+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:00:58.624205+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -7367,46 +7367,42 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 17:57:48.961469+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 17:58:47.427647+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:01:57.750649+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 17:57:48.922198+00', '2026-11-29 17:57:50.925461+00', '2026-11-29 17:57:48.922198+00', '2026-11-29 17:57:48.925461+00', NULL, 1795975068925461, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 17:57:50.1375+00', '2026-11-29 17:57:50.1375+00', '2026-11-29 17:57:48.953301+00', '2026-11-29 17:57:48.95964+00', NULL, 1795975068959640, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T17:57:48.975983+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T17:57:48.95964+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', '2026-11-29 17:57:49.013531+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 17:57:49.0192+00', '2026-11-29 17:57:49.0192+00', '2026-11-29 17:57:49.0192+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 17:57:50.02328+00', '2026-11-29 17:57:50.02328+00', '2026-11-29 17:57:49.02328+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 17:57:50.026194+00', '2026-11-29 17:57:50.026194+00', '2026-11-29 17:57:49.026194+00', NULL, '2026-11-29 17:57:49.526194+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 17:57:49.032205+00', '2985-03-06 17:57:49.032205+00', '2026-11-29 17:57:49.032205+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 17:57:49.036117+00', '2026-11-29 17:57:49.036117+00', '2026-11-29 17:57:49.036117+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:00:58.611958+00', '2026-11-29 18:01:00.613232+00', '2026-11-29 18:00:58.611958+00', '2026-11-29 18:00:58.613232+00', NULL, 1795975258613232, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:00:59.454415+00', '2026-11-29 18:00:59.454415+00', '2026-11-29 18:00:58.618186+00', '2026-11-29 18:00:58.619821+00', NULL, 1795975258619821, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:00:58.626399+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:00:58.619821+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', '2026-11-29 18:00:58.657623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:00:58.664029+00', '2026-11-29 18:00:58.664029+00', '2026-11-29 18:00:58.664029+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:00:59.667272+00', '2026-11-29 18:00:59.667272+00', '2026-11-29 18:00:58.667272+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:00:59.67195+00', '2026-11-29 18:00:59.67195+00', '2026-11-29 18:00:58.67195+00', NULL, '2026-11-29 18:00:59.17195+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:00:58.675943+00', '2985-03-06 18:00:58.675943+00', '2026-11-29 18:00:58.675943+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:00:58.67991+00', '2026-11-29 18:00:58.67991+00', '2026-11-29 18:00:58.67991+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 17:57:47.427647+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 17:57:47.427647+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 17:57:47.427647+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 17:57:47.427647+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:00:57.750649+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:00:57.750649+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:00:57.750649+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:00:57.750649+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 13111, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 17:57:48.745857+00', '2026-11-29 17:57:48.832723+00');
-
-
-
-
-
-
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 17:57:48.424967+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 17:57:48.455731+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 17:57:49.040748+00', '2026-11-29 17:57:48.471102+00', 'tocsin.paused');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 19437, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:00:58.519139+00', '2026-11-29 18:00:58.551529+00');
 
 
 
 
+
+
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:00:58.346705+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:00:58.352608+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:00:58.684505+00', '2026-11-29 18:00:58.355769+00', 'tocsin.paused');
 
 
 
@@ -7418,13 +7414,17 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 17:57:48.745015+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 13111, '0.1.0', '2026-11-29 17:57:48.761672+00', '2026-11-29 17:57:48.761672+00', '2026-11-29 17:57:48.882936+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 13111, '0.1.0', '2026-11-29 17:57:48.888791+00', '2026-11-29 17:57:48.888791+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 13111, '0.1.0', '2026-11-29 17:57:48.899885+00', '2026-11-29 17:57:48.899885+00', NULL);
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:00:58.517801+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 19437, '0.1.0', '2026-11-29 18:00:58.52576+00', '2026-11-29 18:00:58.52576+00', '2026-11-29 18:00:58.580902+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 19437, '0.1.0', '2026-11-29 18:00:58.585084+00', '2026-11-29 18:00:58.585084+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 19437, '0.1.0', '2026-11-29 18:00:58.594008+00', '2026-11-29 18:00:58.594008+00', NULL);
 
 
 
@@ -7598,11 +7598,11 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113017_queue_id_id_idx ON tocsin.archive_1h_2026113017 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113018_queue_id_id_idx ON tocsin.archive_1h_2026113018 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113019_queue_id_id_idx ON tocsin.archive_1h_2026113019 USING btree (queue_id, id);
 
 
 
@@ -7706,11 +7706,11 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113017_queue_id_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113018_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113019_queue_id_id_idx;
 
 
 

@@ -1,0 +1,153 @@
+"""The attempts of a job: when each begins, what ends it, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+
+import tocsin
+from tests.support import PATIENCE, move_clock, query
+from tests.support.child import run_script
+from tests.support.jobs import working
+
+from . import tasks
+
+
+async def run_due(store: tocsin.Store, *of: tocsin.Task[..., Any]) -> int:
+    """Run the jobs that are due, and return how many attempts have ended."""
+    async with store.worker(of) as worker:
+        with trio.fail_after(PATIENCE):
+            count = 0
+            while await worker.process_one():
+                count += 1
+    return count
+
+
+async def test_no_attempt_begins_before_its_time(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("default")
+    job = await tasks.fail_slowly.submit(store)
+    assert await run_due(store, tasks.fail_slowly) == 1
+    due = (await store.messages.get(job.id)).due
+    assert await run_due(store, tasks.fail_slowly) == 0
+    assert ((await job.info()).attempts, (await store.messages.get(job.id)).due) == (1, due)
+    await move_clock(store_dsn, 3700)
+    assert await run_due(store, tasks.fail_slowly) == 1
+    assert (await job.info()).state == "failed"
+
+
+async def test_a_replayed_job_is_due_at_once_and_has_all_attempts(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("default")
+    job = await tasks.fail_slowly.using(delay=60).submit(store)
+    for seconds in 100, 4000:
+        await move_clock(store_dsn, seconds)
+        assert await run_due(store, tasks.fail_slowly) == 1
+    assert (await job.info()).state == "failed"
+    await store.dead_letters.replay(job.id)
+    assert ((await job.info()).state, (await job.info()).attempts) == ("waiting", 0)
+    assert await run_due(store, tasks.fail_slowly) == 1
+    assert ((await job.info()).state, (await job.info()).attempts) == ("waiting", 1)
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+async def test_each_of_many_jobs_has_its_own_attempts(
+    store: tocsin.Store, concurrency: int
+) -> None:
+    ran = Counter[int]()
+
+    @tocsin.task(name="fails_once", retry=0)
+    async def fail_once(number: int) -> int:
+        ran[number] += 1
+        await trio.lowlevel.checkpoint()
+        if tocsin.current_job().attempt == 1:
+            raise OSError("lost")
+        return number
+
+    async with working(store, fail_once, concurrency=concurrency):
+        jobs = [await fail_once.submit(store, n) for n in range(6)]
+        assert [await job.result(timeout=PATIENCE) for job in jobs] == list(range(6))
+    assert [(await job.info()).attempts for job in jobs] == [2] * 6
+    assert ran == Counter(dict.fromkeys(range(6), 2))
+
+
+async def test_an_async_function_is_cancelled_at_its_deadline(store: tocsin.Store) -> None:
+    ended = trio.Event()
+
+    @tocsin.task(name="hangs", timeout=0.05, max_attempts=1)
+    async def hang() -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            ended.set()
+            raise
+
+    async with working(store, hang):
+        job = await hang.submit(store)
+        with pytest.raises(tocsin.JobTimedOut):
+            await job.result(timeout=PATIENCE)
+        assert ended.is_set()
+
+
+async def test_defaults_of_the_function_count_when_the_job_runs(store: tocsin.Store) -> None:
+    @tocsin.task(name="greets")
+    def greet(name: str, greeting: str = "Hello") -> str:
+        return f"{greeting}, {name}!"
+
+    async with working(store, greet):
+        for job, said in (
+            (await greet.submit(store, "Ada"), "Hello, Ada!"),
+            (await greet.submit(store, "Ada", greeting="Goodbye"), "Goodbye, Ada!"),
+        ):
+            assert await job.result(timeout=PATIENCE) == said
+
+
+async def test_a_purged_job_leaves_no_attempt_behind(store: tocsin.Store, store_dsn: str) -> None:
+    async with working(store, tasks.leave):
+        job = await tasks.leave.submit(store, 1)
+        with pytest.raises(tocsin.JobFailed):
+            await job.result(timeout=PATIENCE)
+    assert [d.outcome for d in (await store.dead_letters.get(job.id)).history]
+    await store.dead_letters.purge(job.id)
+    with pytest.raises(tocsin.JobNotFound):
+        await job.info()
+    holders = await query(
+        store_dsn,
+        "select c.table_name, c.column_name from information_schema.columns c"
+        " join information_schema.tables t using (table_schema, table_name)"
+        " where c.table_schema = 'tocsin' and t.table_type = 'BASE TABLE'"
+        " and (c.column_name in ('message_id', 'job_id') or (c.column_name = 'id'"
+        " and c.table_name in ('messages', 'archive')))",
+    )
+    assert ("messages", "id") in holders
+    for table, column in holders:
+        left = await query(store_dsn, f"select 1 from tocsin.{table} where {column} = {job.id}")
+        assert left == [], table
+
+
+async def test_a_cancelled_job_is_kept_no_longer_than_any_other(store: tocsin.Store) -> None:
+    await store.queues.ensure("default", retention=0)
+    job = await tasks.double.submit(store, 1)
+    await job.cancel()
+    with pytest.raises(tocsin.JobNotFound):
+        await job.info()
+
+
+@pytest.mark.slow
+async def test_the_job_of_a_killed_worker_runs_again_without_a_timeout(store_dsn: str) -> None:
+    @tocsin.task(name="stay")
+    async def stay() -> str:
+        await trio.lowlevel.checkpoint()
+        return f"attempt {tocsin.current_job().attempt}"
+
+    async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
+        await store.queues.ensure("default", vt=43200)
+        job = await stay.using(timeout=43000).submit(store)
+        async with run_script("stay_in_job.py", store_dsn) as child:
+            assert await child.line() == "began 1"
+            child.process.kill()
+            async with working(store, stay):
+                assert await job.result(timeout=PATIENCE) == "attempt 2"
