@@ -39,6 +39,7 @@ def test_the_tree_is_the_documented_one() -> None:
             " heartbeat stats health run"
         ),
         "message": "get cancel reschedule reprioritise",
+        "flow": "list show cancel requeue",
     }
     expected = {f"tocsin {group} {name}" for group, some in names.items() for name in some.split()}
     assert set(COMMANDS) == expected | {
@@ -201,6 +202,13 @@ INVOCATIONS = """
 0  top EVERYWHERE --once --interval 2s
 0  completion bash
 0  admin stats EVERYWHERE
+0  flow list EVERYWHERE --limit 5
+1  flow show 1 EVERYWHERE --draw mermaid
+1  flow show --id 1
+1  flow cancel 1 EVERYWHERE
+1  flow cancel --id 1
+1  flow requeue 1 EVERYWHERE
+1  flow requeue --id 1
 0  admin reclaim EVERYWHERE
 0  admin maintain EVERYWHERE
 0  queue purge q EVERYWHERE --ready --delayed --held --archived --dead --older-than 1d --dry-run

@@ -85,7 +85,7 @@ def test_a_file_of_the_source_has_at_most_400_lines() -> None:
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_bytes().splitlines())
         for path in paths
-        if path.exists() and path.parent.name != "snapshots"
+        if path.exists() and path.parent.name not in ("snapshots", "catalog")  # generated
     }
     assert {name: count for name, count in lengths.items() if count > 400} == {}
 

@@ -16,6 +16,7 @@ from .admin import admin
 from .completion import completion
 from .demo import demo
 from .enqueue import enqueue
+from .flow import flow
 from .message import message
 from .queue import queue
 from .top import top
@@ -53,7 +54,7 @@ def tocsin() -> None:
     """
 
 
-for _command in (admin, queue, worker, message, enqueue, top, demo, completion):
+for _command in (admin, queue, worker, message, flow, enqueue, top, demo, completion):
     tocsin.add_command(_command)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tocsin import DeadLetter, MessageInfo, Queue, QueueMetrics, WorkerInfo
+from tocsin import DeadLetter, FlowSummary, MessageInfo, Queue, QueueMetrics, WorkerInfo
 
 from .render import Column, since, write_age, write_count, write_duration, write_rate
 
@@ -65,6 +65,17 @@ MESSAGES: list[Column[MessageInfo]] = [
     Column("KEY", lambda m: m.key, narrow=True),
     Column("ERROR", lambda m: m.last_error, "prose", narrow=True),
     Column("PAYLOAD", lambda m: shorten(m.payload_text), "prose", narrow=True),
+]
+FLOWS: list[Column[FlowSummary]] = [
+    Column("ID", lambda f: f.id, "number", narrow=True),
+    Column("NAME", lambda f: f.name, "name", narrow=True),
+    Column("STATE", lambda f: f.state, narrow=True),
+    Column("AGE", lambda f: since(f.created_at), "number", narrow=True),
+    Column("WAITING", lambda f: f.waiting, "number"),
+    Column("RUNNING", lambda f: f.running, "number"),
+    Column("SUCCEEDED", lambda f: f.succeeded, "number"),
+    Column("FAILED", lambda f: f.failed, "number"),
+    Column("CANCELLED", lambda f: f.cancelled, "number"),
 ]
 DEAD_LETTERS: list[Column[DeadLetter]] = [
     Column("ID", lambda d: d.id, "number"),
