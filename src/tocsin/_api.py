@@ -7,6 +7,7 @@ from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
 from tocsin._jobs.current import CurrentJob, current_job
 from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
+from tocsin._jobs.executor import Executor
 from tocsin._jobs.flow import Flow, OnFailure
 from tocsin._jobs.flows import FlowEdge, FlowInfo, FlowJob, Flows, FlowState, FlowSummary
 from tocsin._jobs.job import Job
@@ -19,6 +20,7 @@ from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
 from tocsin._jobs.session_job import BlockingJob
 from tocsin._jobs.task import Task, task
 from tocsin._jobs.worker import JobWorker
+from tocsin._jobs.worker_options import JobWorkerOptions
 from tocsin._queue.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters
 from tocsin._queue.admin.message_values import Delivery, MessageInfo, MessageState
 from tocsin._queue.admin.messages import Messages
@@ -114,6 +116,7 @@ __all__ = [
     "Delivery",
     "DependentObjects",
     "EnqueueOptions",
+    "Executor",
     "Fault",
     "Flow",
     "FlowEdge",
@@ -132,6 +135,7 @@ __all__ = [
     "JobNotFound",
     "JobTimedOut",
     "JobWorker",
+    "JobWorkerOptions",
     "Jobs",
     "KeyConflict",
     "KeyTaken",

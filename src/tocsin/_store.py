@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Unpack
 
@@ -20,6 +20,7 @@ from tocsin._jobs.flows import Flows
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.task import Task
 from tocsin._jobs.worker import JobWorker, open_worker
+from tocsin._jobs.worker_options import JobWorkerOptions
 from tocsin._queue.admin.dead_letters import DeadLetters
 from tocsin._queue.admin.messages import Messages
 from tocsin._queue.admin.queues import Queues
@@ -236,12 +237,7 @@ class Store:
         )
 
     def worker(
-        self,
-        tasks: Iterable[Task[..., Any]],
-        *,
-        concurrency: int = 1,
-        queues: Mapping[str, int] | None = None,
-        name: str | None = None,
+        self, tasks: Iterable[Task[..., Any]], **options: Unpack[JobWorkerOptions]
     ) -> AbstractAsyncContextManager[JobWorker]:
         """Register a worker that runs the jobs of these tasks.
 
@@ -250,31 +246,27 @@ class Store:
 
         Args:
             tasks: The tasks. They are registered, so that SQL can submit them.
-            concurrency: How many jobs run at a time, over all queues.
-            queues: The queues that the worker serves, with their weights. While several
-                of them have jobs that are due, the worker begins jobs of each in
-                proportion to its weight. Without, it serves the queues of the tasks,
-                with equal weights.
-            name: A name in the registry; one is made up without it.
+            options: Those of `JobWorkerOptions`.
 
         Raises:
             QueueNotFound: The queue of a task does not exist.
             StateTransitionError: The name is in use.
             SchemaMissing: Tocsin is not installed.
             ConnectionLost: The database did not answer.
+            ModuleNotFoundError: A task runs in a process, and ``tocsin[processes]`` is
+                not installed.
             ValueError: There is no task, or two have one name; a number is too small.
 
         Cancellation:
             The registrations end, as they do at any end of the block.
         """
+        _check_worker_name(options.get("name"))
         return open_worker(
             self._database,
             self._process,
             tasks,
             begin_transaction=self.transaction,
-            concurrency=concurrency,
-            queues=queues,
-            name=_check_worker_name(name),
+            options=options,
         )
 
     def flow(

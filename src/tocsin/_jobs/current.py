@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from typing import Any
 
 import attrs
 import trio
@@ -32,6 +33,8 @@ class CurrentJob:
     """Seconds that this attempt may take; None: any number."""
     deadline: float
     """When this attempt is ended (`trio.current_time`); infinity: never."""
+    state: Any
+    """What the worker's ``lifespan`` has yielded; None without, or in a process."""
     _completion: Completion = attrs.field(repr=False)
 
     @property

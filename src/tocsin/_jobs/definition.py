@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Generic, TypedDict, TypeVar, cast
+from typing import Generic, Literal, TypedDict, TypeVar, cast
 
 import attrs
 
@@ -37,6 +37,9 @@ class TaskOptions:
     """How many of its jobs run at a time, and how often."""
     description: str
     """What the task does, for people."""
+    runs: Literal["task", "thread", "process"]
+    """Where its function runs: an async one in a task of the worker, a plain one in a
+    thread or in a process."""
 
 
 @attrs.frozen

@@ -13,21 +13,24 @@ import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, NoReturn
 
 import trio
 
-from tocsin._durations import to_seconds
 from tocsin._queue.consuming.failure import Escaped, find_leaves, split
 from tocsin._queue.consuming.handlers import check_that_it_ran, make_caller
 from tocsin._queue.consuming.verdicts import AttemptFailed, Reject, Snooze, Verdict
 from tocsin._queue.message import JobData, Message
+from tocsin._queue.payload import encode
 from tocsin.errors import ArgumentsInvalid, ResultInvalid, ValueUnreadable
 
 from .completion import BeginTransaction, Completion
 from .current import CurrentJob, Running
+from .elsewhere import Written
+from .judging import judge
 from .packing import Packing, run_packing
-from .task import DEFAULT_RETRY, Task
+from .places import Places
+from .task import Task
 
 logger = logging.getLogger("tocsin.job")
 
@@ -35,30 +38,25 @@ UNKNOWN_AGAIN_AFTER: Final = 10.0
 """Seconds after which a job that this worker does not know may be claimed again."""
 
 
+MOST_UNKNOWN: Final = 1000
+"""The most unknown tasks that the log names."""
+
+
 class TaskRunner:
     """Runs jobs of these tasks; the handler of a worker's consumers."""
 
     def __init__(
-        self, tasks: Iterable[Task[..., Any]], begin_transaction: BeginTransaction
+        self,
+        tasks: dict[str, Task[..., Any]],
+        begin_transaction: BeginTransaction,
+        places: Places,
     ) -> None:
-        """Prepare to run jobs.
-
-        Args:
-            tasks: All of different names.
-            begin_transaction: Begins a transaction in the tasks' database.
-
-        Raises:
-            ValueError: Two tasks have one name.
-            TypeError: Something is not a task.
-        """
-        self.tasks: dict[str, Task[..., Any]] = {}
+        self.tasks = tasks
         """The tasks by name."""
-        for task in tasks:
-            if not isinstance(task, Task):
-                raise TypeError(f"a worker runs tasks, not {task!r}; put @tocsin.task before it")
-            if self.tasks.setdefault(task.name, task) is not task:
-                raise ValueError(f"two tasks have the name {task.name!r}; give one another name")
+        self.state: Any = None
+        """The value of the worker's lifespan."""
         self._begin_transaction = begin_transaction
+        self._places = places
         self._callers = {name: _make_caller(task) for name, task in self.tasks.items()}
         self.called = 0
         """How many messages it was given."""
@@ -90,12 +88,15 @@ class TaskRunner:
             raise Reject(str(invalid)) from invalid
         signature = task.definition.signature
         completion = Completion(message, task.definition, self._begin_transaction)
-        result = await self._run(task, message, job, arguments, completion)
+        work = encode(payload) if task.options.runs == "process" else arguments
+        returned = await self._run(task, message, job, work, completion)
         if completion.result is not None:
-            completion.warn_of_another(result)
+            completion.warn_of_another(returned)
             return
         try:
-            text = signature.write_result(result)
+            text = (
+                returned.text if isinstance(returned, Written) else signature.write_result(returned)
+            )
             if task.definition.packing is not None:
                 text = await self._pack(task, task.definition.packing, message, text)
             message.keep_result(text)
@@ -107,7 +108,8 @@ class TaskRunner:
         try:
             return await run_packing(packing, packing.unpack, task.name, message.payload)
         except ValueUnreadable as unreadable:
-            raise self._judge(task, message, "handler_failed", unreadable) from unreadable
+            delay = judge(task, message.read_ct, unreadable)
+            raise AttemptFailed("handler_failed", delay) from unreadable
 
     async def _pack(
         self, task: Task[..., Any], packing: Packing, message: Message, text: str
@@ -116,12 +118,13 @@ class TaskRunner:
         try:
             return await run_packing(packing, packing.pack, text)
         except Exception as error:  # a codec and a store raise what they like
-            raise self._judge(task, message, "handler_failed", error) from error
+            delay = judge(task, message.read_ct, error)
+            raise AttemptFailed("handler_failed", delay) from error
 
     def _leave(self, message: Message, job: JobData | None) -> NoReturn:
         """Leave a message to other workers, and say so once."""
         name = None if job is None else job.task
-        if name not in self._unknown:
+        if name not in self._unknown and len(self._unknown) < MOST_UNKNOWN:
             self._unknown.add(name)
             logger.warning(
                 "%s of queue %r is left to other workers: this one runs %s",
@@ -136,47 +139,54 @@ class TaskRunner:
         task: Task[..., Any],
         message: Message,
         job: JobData,
-        arguments: dict[str, Any],
+        work: dict[str, Any] | str,
         completion: Completion,
     ) -> object:
         timeout: float | None = job.options.get("timeout", task.options.timeout)
-        deadline = math.inf if timeout is None else trio.current_time() + timeout
-        current = CurrentJob(message, task.name, timeout, deadline, completion)
-        try:
-            with trio.move_on_at(deadline) as scope, Running(current):
-                returned = await self._callers[task.name](arguments)
-                check_that_it_ran(returned, task.name)
-                return returned
-        except Escaped as escaped:
-            raised: BaseException = escaped.error
-        except BaseException as error:
-            if split(error)[1]:  # a cancellation is none of the function's errors
-                raise
-            raised = error
+        raised: BaseException | None = None
+        async with self._places.place_for(task):
+            deadline = math.inf if timeout is None else trio.current_time() + timeout
+            current = CurrentJob(message, task.name, timeout, deadline, self.state, completion)
+            try:
+                with trio.move_on_at(deadline) as scope, Running(current):
+                    if isinstance(work, str):
+                        return await self._places.run_elsewhere(task, message, work, timeout)
+                    returned = await self._callers[task.name](work)
+                    check_that_it_ran(returned, task.name)
+                    return returned
+            except Escaped as escaped:
+                raised = escaped.error
+            except BaseException as error:
+                if split(error)[1]:  # a cancellation is none of the function's errors
+                    raise
+                raised = error
         if scope.cancelled_caught:
             late = trio.TooSlowError(f"the attempt has taken longer than {timeout:g} s")
-            raise self._judge(task, message, "timed_out", late) from late
+            late.__cause__ = raised  # what the function raised while it was cancelled
+            raise AttemptFailed("timed_out", judge(task, message.read_ct, late)) from late
+        assert raised is not None
         leaves = find_leaves(raised)
         if len(leaves) == 1 and isinstance(leaves[0], Verdict):
             raise raised
-        raise self._judge(task, message, "handler_failed", raised) from raised
+        raise AttemptFailed("handler_failed", judge(task, message.read_ct, raised)) from raised
 
-    def _judge(
-        self,
-        task: Task[..., Any],
-        message: Message,
-        outcome: Literal["handler_failed", "timed_out"],
-        error: BaseException,
-    ) -> AttemptFailed:
-        leaves = find_leaves(error)
-        cause = leaves[0] if len(leaves) == 1 else error
-        try:
-            delay = task.options.retry.delay(message.read_ct, cause)
-            seconds = math.inf if delay is None else to_seconds(delay, "retry", zero=True)
-        except Exception as broken:
-            logger.warning("the retry policy of task %s has raised: %r", task.name, broken)
-            seconds = DEFAULT_RETRY.delay(message.read_ct, cause) or 0.0
-        return AttemptFailed(outcome, seconds)
+
+def find_tasks(tasks: Iterable[Task[..., Any]]) -> dict[str, Task[..., Any]]:
+    """Return a worker's tasks by name.
+
+    Raises:
+        ValueError: There is none, or two have one name.
+        TypeError: Something is not a task.
+    """
+    found: dict[str, Task[..., Any]] = {}
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise TypeError(f"a worker runs tasks, not {task!r}; put @tocsin.task before it")
+        if found.setdefault(task.name, task) is not task:
+            raise ValueError(f"two tasks have the name {task.name!r}; give one another name")
+    if not found:
+        raise ValueError("a worker needs at least one task")
+    return found
 
 
 def _make_caller(task: Task[..., Any]) -> Callable[[dict[str, Any]], Awaitable[object]]:
@@ -186,7 +196,12 @@ def _make_caller(task: Task[..., Any]) -> Callable[[dict[str, Any]], Awaitable[o
 
         @functools.wraps(function)
         async def call_async(arguments: dict[str, Any]) -> object:
-            return await function(**arguments)
+            try:
+                return await function(**arguments)
+            except KeyboardInterrupt as interrupt:
+                if _comes_from_a_signal(interrupt):
+                    raise
+                raise Escaped(interrupt) from None
 
         return make_caller(call_async)
 
@@ -195,3 +210,11 @@ def _make_caller(task: Task[..., Any]) -> Callable[[dict[str, Any]], Awaitable[o
         return function(**arguments)
 
     return make_caller(call)
+
+
+def _comes_from_a_signal(interrupt: KeyboardInterrupt) -> bool:
+    """Return whether trio's signal handler has raised this, and not the function."""
+    trace = interrupt.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") == "trio._core._ki"

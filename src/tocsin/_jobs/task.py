@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Coroutine, Iterable
-from pathlib import Path
-from types import FunctionType
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import (
+    Any,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 import attrs
 
@@ -33,6 +41,7 @@ from .targets import (
     submit_many,
     submit_many_blocking,
 )
+from .task_function import check_function, check_place, find_description, find_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +63,7 @@ class Task(Generic[P, R]):
         options: TaskOptions,
         packing: Packing | None,
     ) -> None:
-        name = _find_name(function) if name is None else check_text(name, "name")
+        name = find_name(function) if name is None else check_text(name, "name")
         signature = Signature(name, function)
         check_keys(options.limits, signature)
         self.definition: Definition[R] = Definition(name, options, signature, packing)
@@ -286,6 +295,7 @@ def task(
     packing: Packing | None = None,
     description: str | None = None,
     name: str | None = None,
+    runs: Literal["thread", "process"] = "thread",
 ) -> _Decorator: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -300,6 +310,7 @@ def task(
     packing: Packing | None = None,
     description: str | None = None,
     name: str | None = None,
+    runs: Literal["thread", "process"] = "thread",
 ) -> Any:
     """Make a task of a function, which stays callable.
 
@@ -318,6 +329,8 @@ def task(
         name: Name of the task in the database; else the function's module and name,
             by which another process imports it. A function that is defined in another
             function needs one; it runs only where a worker is given this task.
+        runs: Where a plain function runs. A process suits a function that computes: it
+            is killed when its time is over, and needs ``tocsin[processes]``.
 
     Raises:
         TypeError: The function cannot be a task, or an option has a wrong type.
@@ -325,7 +338,9 @@ def task(
     """
 
     def decorate(function: Callable[..., Any]) -> Task[..., Any]:
-        _check_function(function, named=name is not None)
+        if isinstance(function, Task):
+            raise TypeError(f"{function.name} is a task already; leave one @task out")
+        check_function(function, named=name is not None)
         options = TaskOptions(
             queue=check_text(queue, "queue"),
             max_attempts=check_count(max_attempts, "max_attempts"),
@@ -333,63 +348,12 @@ def task(
             retry=make_policy(retry),
             priority=check_priority(priority),
             limits=read_limits(limits),
-            description=_find_description(function)
+            description=find_description(function)
             if description is None
             else check_text(description, "description"),
+            runs=check_place(function, runs),
         )
         kind = AsyncTask if inspect.iscoroutinefunction(function) else PlainTask
         return kind(function, name, options, packing)
 
     return decorate if function is None else decorate(function)
-
-
-def _check_function(function: object, *, named: bool) -> None:
-    """Refuse what a worker could not call by its name."""
-    if isinstance(function, Task):
-        raise TypeError(f"{function.name} is a task already; leave one @task out")
-    if not isinstance(function, FunctionType):
-        raise TypeError(
-            f"a task is a function that is defined with def or async def, not {function!r}"
-        )
-    where, _, _ = function.__qualname__.rpartition(".")
-    label = f"{function.__module__}.{function.__qualname__}"
-    if function.__name__ == "<lambda>":
-        raise TypeError("a lambda has no name by which a worker finds it; define a function")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(
-            f"{label} is a generator function: a call runs none of its code; a task must not yield"
-        )
-    if function.__closure__ and not named:
-        names = ", ".join(function.__code__.co_freevars)
-        raise TypeError(
-            f"{label} is a closure over {names}, which a worker does not have; pass them as"
-            " arguments of the job, define the function at the top of its module, or give a name"
-        )
-    if where and not where.endswith("<locals>"):
-        raise TypeError(
-            f"{label} is defined in a class; a job has no instance to call it on. Define a function"
-            " at the top of its module"
-        )
-    if where and not named:
-        raise TypeError(
-            f"{label} is defined in another function, so a worker cannot import it; define it at"
-            " the top of its module, or give a name"
-        )
-
-
-def _find_name(function: Callable[..., object]) -> str:
-    """Return the module and name of a function, as other processes import it."""
-    module = function.__module__
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-        if spec is not None:
-            module = spec.name.removesuffix(".__main__")
-        elif path is not None:
-            module = Path(path).stem
-    return f"{module}.{function.__qualname__}"
-
-
-def _find_description(function: Callable[..., object]) -> str:
-    text = inspect.getdoc(function)
-    return text.splitlines()[0] if text else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -21,11 +22,17 @@ from tocsin._queue.workers.registration import registered
 from tocsin.errors import Suspended
 
 from .completion import BeginTransaction
+from .executor import open_executor
 from .job_consumer import JobConsumer
 from .limits import describe_limits
-from .running import TaskRunner
+from .places import Places
+from .running import TaskRunner, find_tasks
 from .task import Task
 from .turns import Turns
+from .worker_options import JobWorkerOptions, Lifespan
+
+MOST_THREADS: Final = 40
+"""The most functions that run in threads at a time, unless the program says more."""
 
 
 class JobWorker:
@@ -37,12 +44,14 @@ class JobWorker:
         consumers: Sequence[JobConsumer],
         weights: Sequence[int],
         concurrency: int,
+        lifespan: Lifespan | None,
     ) -> None:
         self.consumers: tuple[JobConsumer, ...] = tuple(consumers)
         """The consumers, one for each queue that the worker serves."""
         self._runner = runner
         self._weights = weights
         self._concurrency = concurrency
+        self._lifespan = lifespan
         self._turns = Turns(weights)
 
     def __repr__(self) -> str:
@@ -90,7 +99,7 @@ class JobWorker:
                 if options.joint_end is not None:
                     options.joint_end.leave()
 
-        async with open_nursery_bare() as nursery:
+        async with self._living(), open_nursery_bare() as nursery:
             for consumer, options in zip(self.consumers, self._share_out(), strict=True):
                 await nursery.start(run_consumer, consumer, options)
             task_status.started()
@@ -100,6 +109,18 @@ class JobWorker:
             failed=sum(end.failed for end in ends),
             released=sum(end.released for end in ends),
         )
+
+    @asynccontextmanager
+    async def _living(self) -> AsyncIterator[None]:
+        """Have functions reach the value of the lifespan in the block."""
+        if self._lifespan is None:
+            yield
+            return
+        async with self._lifespan() as self._runner.state:
+            try:
+                yield
+            finally:
+                self._runner.state = None
 
     def _share_out(self) -> list[WorkerOptions]:
         """Return for each consumer its part of what the consumers have in common."""
@@ -127,6 +148,14 @@ class JobWorker:
         Cancellation:
             The function is cancelled, and its job released; the attempt does not count.
         """
+        async with self._living():
+            number = await self._find_one()
+        if isinstance(number, Suspended):
+            raise number
+        return number
+
+    async def _find_one(self) -> bool | Suspended:
+        """Run one job; return whether there was one, or the end of an interruption."""
         for number in self._turns.order():
             while True:
                 begun, called = self._runner.begun, self._runner.called
@@ -139,7 +168,7 @@ class JobWorker:
                         self._turns.served(number)
                         return True
                     if end.reason != NOTHING_LEFT:
-                        raise
+                        return end
                     if self._runner.called == called:
                         break
         return False
@@ -179,9 +208,7 @@ async def open_worker(
     tasks: Iterable[Task[..., Any]],
     *,
     begin_transaction: BeginTransaction,
-    concurrency: int,
-    queues: Mapping[str, int] | None,
-    name: str | None,
+    options: JobWorkerOptions,
 ) -> AsyncIterator[JobWorker]:
     """Register tasks, and a consumer for each queue; see `Store.worker`.
 
@@ -191,26 +218,38 @@ async def open_worker(
     Cancellation:
         The registrations of the consumers end, as they do at any end of the block.
     """
-    check_count(concurrency, "concurrency")
-    runner = TaskRunner(tasks, begin_transaction)
-    if not runner.tasks:
-        raise ValueError("a worker needs at least one task")
-    weights = _check_weights(runner, queues)
-    await database.fetch("select tocsin.register_tasks(%s)", [_describe(runner)])
+    concurrency = check_count(options.get("concurrency", 1), "concurrency")
+    threads, processes = options.get("threads"), options.get("processes")
+    executor, name = options.get("executor"), options.get("name")
+    by_name = find_tasks(tasks)
+    weights = _check_weights(by_name, options.get("queues"))
+    await database.fetch("select tocsin.register_tasks(%s)", [_describe(by_name)])
     async with AsyncExitStack() as stack:
+        if executor is None and any(t.options.runs == "process" for t in by_name.values()):
+            executor = await stack.enter_async_context(open_executor())
+        places = Places(
+            min(concurrency, MOST_THREADS) if threads is None else check_count(threads, "threads"),
+            (os.cpu_count() or 1) if processes is None else check_count(processes, "processes"),
+            executor,
+        )
+        runner = TaskRunner(by_name, begin_transaction, places)
         consumers = [
             await stack.enter_async_context(
                 registered(JobConsumer(database, process, process.bell, queue, name))
             )
             for queue in weights
         ]
-        yield JobWorker(runner, consumers, list(weights.values()), concurrency)
+        yield JobWorker(
+            runner, consumers, list(weights.values()), concurrency, options.get("lifespan")
+        )
 
 
-def _check_weights(runner: TaskRunner, queues: Mapping[str, int] | None) -> dict[str, int]:
+def _check_weights(
+    tasks: dict[str, Task[..., Any]], queues: Mapping[str, int] | None
+) -> dict[str, int]:
     """Return the queues that a worker serves, with their weights."""
     if queues is None:
-        return {task.options.queue: 1 for task in runner.tasks.values()}
+        return {task.options.queue: 1 for task in tasks.values()}
     if not queues:
         raise ValueError("a worker needs at least one queue")
     return {
@@ -219,7 +258,7 @@ def _check_weights(runner: TaskRunner, queues: Mapping[str, int] | None) -> dict
     }
 
 
-def _describe(runner: TaskRunner) -> str:
+def _describe(tasks: dict[str, Task[..., Any]]) -> str:
     """Return the tasks as ``tocsin.register_tasks`` takes them."""
     return encode(
         [
@@ -232,6 +271,6 @@ def _describe(runner: TaskRunner) -> str:
                 "limits": describe_limits(task.options.limits, task.definition.signature),
                 "description": task.options.description,
             }
-            for task in runner.tasks.values()
+            for task in tasks.values()
         ]
     )

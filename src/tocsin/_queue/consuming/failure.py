@@ -15,7 +15,7 @@ from typing import Literal, cast
 import attrs
 import trio
 
-from .verdicts import AttemptFailed, Reject, Retry, Snooze, Verdict
+from .verdicts import AttemptFailed, FailedElsewhere, Reject, Retry, Snooze, Verdict
 
 MAX_CHARACTERS = 10_000
 """The most characters that are kept of an error's text, and of its traceback."""
@@ -65,6 +65,9 @@ def describe_failure(raised: BaseException) -> Failure:
     leaves = find_leaves(raised)
     error = leaves[0] if len(leaves) == 1 else raised
     verdict = cast(Verdict, error) if issubclass(type(error), Verdict) else None
+    if isinstance(verdict, FailedElsewhere):
+        outcome, delay, trace = verdict.outcome, verdict.delay, verdict.trace
+        return Failure(error, outcome, delay, verdict.text, trace, printable=True)
     if isinstance(verdict, Snooze):
         return Failure(error, "snoozed", verdict.seconds, None, None, printable=True)
     cause = raised if verdict is None else _find_cause(verdict)

@@ -63,6 +63,39 @@ class Reject(Verdict):
         return str(self.reason)
 
 
+class FailedElsewhere(Verdict):
+    """Have the message of a job fail as the process has said that ran its function.
+
+    Its cause has the traceback, which Python prints with it.
+    """
+
+    def __init__(
+        self,
+        outcome: Literal["handler_failed", "timed_out", "rejected", "snoozed"],
+        delay: float | None,
+        text: str | None,
+        trace: str | None,
+    ) -> None:
+        super().__init__(text)
+        self.outcome: Literal["handler_failed", "timed_out", "rejected", "snoozed"] = outcome
+        """What has happened, as a code."""
+        self.delay = delay
+        """Seconds until the next delivery; None: by the queue's backoff."""
+        self.text = text
+        """The error in one text."""
+        self.trace = trace
+        """Its traceback."""
+        if trace is not None:
+            self.__cause__ = TracebackElsewhere(trace)
+
+
+class TracebackElsewhere(Exception):
+    """The traceback of an error in another process, as the cause of its report."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
 class AttemptFailed(Verdict):
     """Have the message of a job fail as the task's retry policy says.
 
