@@ -66,7 +66,7 @@ select 'column', c.relname || '.' || a.attname,
                  'generated ' || nullif(a.attgenerated::text, ''))
 from classes c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
-where c.relkind in ('r', 'p', 'c')
+where c.relkind in ('r', 'p', 'v', 'c')
 union all
 select 'constraint', c.relname || '.' || x.conname, pg_get_constraintdef(x.oid, true)
 from classes c join pg_constraint x on x.conrelid = c.oid

@@ -242,6 +242,8 @@ comment on column tocsin.archive.result is
 comment on column tocsin.archive.span is
     'Length of the row''s partition in hours of keep_until; 0: the row is in archive_rest.';
 create index archive_queue on tocsin.archive (queue_id, id);
+-- For lists and counts of jobs (functions/jobs/jobs.sql); plain messages are not in it.
+create index archive_jobs on tocsin.archive (task, outcome, id) where task is not null;
 -- With a publication of all tables, PostgreSQL refuses deletions from a table that has
 -- neither a primary key nor a replica identity. A primary key would slow down each
 -- archiving statement. The identity `full` has a cost only when rows are deleted from a
@@ -337,6 +339,7 @@ comment on column tocsin.dead_letters.lease is
     'Lease token of the last delivery. Deliveries after a replay get larger tokens.';
 create index dead_letters_queue on tocsin.dead_letters (queue_id, id);
 create index dead_letters_died on tocsin.dead_letters (queue_id, died_at);
+create index dead_letters_jobs on tocsin.dead_letters (task, id) where task is not null;
 
 create type tocsin.message_info as (
     id bigint, queue text, queue_id integer, payload text, headers text, priority integer, key text,

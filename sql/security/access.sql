@@ -32,7 +32,8 @@ as $$
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, submit_flow, enqueue_jobs, job_outcomes, await_jobs, leave_jobs,
+        submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, job_outcomes, await_jobs,
+        leave_jobs,
         begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
@@ -53,7 +54,7 @@ as $$
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks, list_limits, set_limit,
+        list_tasks, list_limits, set_limit, job_stats, clear_jobs,
         list_flows, list_flow_jobs, list_edges, cancel_flow, requeue_flow
     }'::name[]), '{admin}'
     union all
@@ -127,7 +128,7 @@ begin
                 coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
                    case when c.relname in ('migrations', 'contract')
                        then '{producer, consumer, admin}'::text[] else '{admin}' end
-            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p')
+            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p', 'v')
               and (only_table is null or c.oid = only_table)
             union all
             select 'sequence', c.oid::regclass::text, c.relowner,

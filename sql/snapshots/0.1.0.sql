@@ -1,4 +1,4 @@
--- migrations de79440cd90362b0f3b4b9c518f0290857205eda3ba31feb45a84d0fcec724f6
+-- migrations 19465a1cfa43bec5aba83b6abe905f2f0976ae879c6f5aca1190a9a242a2003f
 
 
 
@@ -94,7 +94,8 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, submit_flow, enqueue_jobs, job_outcomes, await_jobs, leave_jobs,
+        submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, job_outcomes, await_jobs,
+        leave_jobs,
         begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
@@ -115,7 +116,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks, list_limits, set_limit,
+        list_tasks, list_limits, set_limit, job_stats, clear_jobs,
         list_flows, list_flow_jobs, list_edges, cancel_flow, requeue_flow
     }'::name[]), '{admin}'
     union all
@@ -416,7 +417,7 @@ begin
                 coalesce(c.relacl, acldefault('r', c.relowner)), 'SELECT',
                    case when c.relname in ('migrations', 'contract')
                        then '{producer, consumer, admin}'::text[] else '{admin}' end
-            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p')
+            from pg_class c where c.relnamespace = our_schema and c.relkind in ('r', 'p', 'v')
               and (only_table is null or c.oid = only_table)
             union all
             select 'sequence', c.oid::regclass::text, c.relowner,
@@ -2551,6 +2552,54 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._job_shelves(only_task text, state text) RETURNS TABLE(task text, outcome text)
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    if state in ('waiting', 'running') then
+        return;
+    end if;
+    return query
+        with recursive shelves (task, outcome) as (
+            (select a.task, a.outcome from "tocsin".archive a
+             where a.task is not null order by a.task, a.outcome limit 1)
+            union all
+            select n.task, n.outcome
+            from shelves s
+            cross join lateral (
+                select a.task, a.outcome from "tocsin".archive a
+                where a.task is not null and (a.task, a.outcome) > (s.task, s.outcome)
+                order by a.task, a.outcome limit 1) n
+        )
+        select s.task, s.outcome from shelves s
+        where (only_task is null or s.task = only_task)
+            and (_job_shelves.state is null or s.outcome = _job_shelves.state);
+    if coalesce(state, 'failed') = 'failed' then
+        return query
+            with recursive letters (task) as (
+                (select d.task from "tocsin".dead_letters d
+                 where d.task is not null order by d.task limit 1)
+                union all
+                select n.task
+                from letters l
+                cross join lateral (select d.task from "tocsin".dead_letters d
+                                    where d.task is not null and d.task > l.task
+                                    order by d.task limit 1) n
+            )
+            select l.task, null::text from letters l
+            where only_task is null or l.task = only_task;
+    end if;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._jobs_of(flow_id bigint) RETURNS bigint[]
     LANGUAGE plpgsql STABLE
     AS $$
@@ -3314,6 +3363,35 @@ CREATE FUNCTION tocsin._raise_error(code text, message text, detail jsonb, hint 
 begin
     raise exception using errcode = code, message = message, detail = detail::text, hint = hint;
 end
+$$;
+
+
+
+CREATE FUNCTION tocsin._readable_queue(queue text) RETURNS integer
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    q "tocsin".queues;
+begin
+    if queue is null then
+        return null;
+    end if;
+    q := "tocsin".find_queue(queue);
+    if not "tocsin"._may_read_outcomes(q.id) then
+        perform "tocsin"._refuse_caller(format('see jobs of queue "%s"', q.name),
+                                      'Grant the queue to the role with grant_queue.');
+    end if;
+    return q.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._readable_queues() RETURNS integer[]
+    LANGUAGE sql STABLE
+    AS $$
+    select case when not "tocsin"._may_consume() then array(
+        select q.id from "tocsin".queues q where "tocsin"._may_enqueue(q.id, null)) end
 $$;
 
 
@@ -4438,6 +4516,59 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.clear_jobs(states text[] DEFAULT '{succeeded,cancelled}'::text[], task text DEFAULT NULL::text, older_than interval DEFAULT NULL::interval, dry_run boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    before timestamptz := coalesce("tocsin"._cutoff(older_than), 'infinity');
+    cleared bigint;
+    letters bigint := 0;
+begin
+    if not states <@ '{succeeded,failed,cancelled}' then
+        perform "tocsin"._raise_error('TC022', 'states must be succeeded, failed or cancelled',
+                                    '{"argument": "states"}');
+    end if;
+    if dry_run then
+        return (select count(*) from "tocsin".archive a
+                where a.task is not null and (clear_jobs.task is null or a.task = clear_jobs.task)
+                    and a.outcome = any (states) and a.archived_at < before)
+             + (select count(*) from "tocsin".dead_letters d
+                where 'failed' = any (states) and d.task is not null
+                    and (clear_jobs.task is null or d.task = clear_jobs.task)
+                    and d.died_at < before);
+    end if;
+    with gone as (
+        delete from "tocsin".archive a
+        where a.task is not null and (clear_jobs.task is null or a.task = clear_jobs.task)
+            and a.outcome = any (states) and a.archived_at < before
+        returning a.queue_id, a.span, a.keep_until
+    ), per_slot as (
+        select g.queue_id, g.span, "tocsin"._archive_slot(g.span, g.keep_until) as starts_at,
+            count(*) as n
+        from gone g group by 1, 2, 3
+    ), counted as (
+        insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+        select p.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
+    )
+    select coalesce(sum(p.n), 0) into cleared from per_slot p;
+    if 'failed' = any (states) then
+        delete from "tocsin".dead_letters d
+        where d.task is not null and (clear_jobs.task is null or d.task = clear_jobs.task)
+            and d.died_at < before;
+        get diagnostics letters = row_count;
+    end if;
+    return cleared + letters;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[] DEFAULT '{}'::bigint[], keep_leases bigint[] DEFAULT '{}'::bigint[], interrupted boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -5099,6 +5230,53 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.job_stats(cap integer DEFAULT 100000) RETURNS TABLE(task_name text, job_state text, n bigint, exact boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    unfinished bigint;
+    factor float8 := 1;
+begin
+    select count(*) into unfinished from (select from "tocsin".messages m limit cap + 1) x;
+    if unfinished > cap then
+        factor := greatest("tocsin"._estimate('select from "tocsin".messages'), unfinished)::float8
+            / cap;
+    end if;
+    return query
+        select x.task, x.state, (count(*) * factor)::bigint, factor = 1
+        from (select m.task, case when m.state = 'leased' and m.vt > t then 'running'
+                  else 'waiting' end as state
+              from "tocsin".messages m limit cap) x
+        where x.task is not null
+        group by x.task, x.state;
+    return query
+        select c.task, coalesce(c.outcome, 'failed'),
+            sum(case when c.n <= cap then c.n else greatest(c.n, "tocsin"._estimate(
+                case when c.outcome is null
+                    then format('select from "tocsin".dead_letters where task = %L', c.task)
+                    else format('select from "tocsin".archive where task = %L and outcome = %L',
+                                c.task, c.outcome) end)) end)::bigint,
+            bool_and(c.n <= cap)
+        from (select s.task, s.outcome, case when s.outcome is null
+                  then (select count(*) from (select from "tocsin".dead_letters d
+                                              where d.task is not null and d.task = s.task
+                                              limit cap + 1) x)
+                  else (select count(*) from (select from "tocsin".archive a
+                                              where a.task is not null and a.task = s.task
+                                                  and a.outcome = s.outcome limit cap + 1) x)
+                  end as n
+              from "tocsin"._job_shelves(null, null) s) c
+        group by c.task, coalesce(c.outcome, 'failed');
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.leave_job(session_number bigint, queue_id integer, locked boolean) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
@@ -5222,6 +5400,111 @@ begin
         order by f.id desc;
 end
 $$;
+
+
+
+CREATE FUNCTION tocsin.list_jobs(task text DEFAULT NULL::text, queue text DEFAULT NULL::text, state text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, key text DEFAULT NULL::text, newest_first boolean DEFAULT false, max_jobs integer DEFAULT 100, after bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, task_name text, queue_name text, job_state text, job_priority integer, job_key text, attempts integer, max_attempts integer, submitted_at timestamp with time zone, due timestamp with time zone, began_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, arguments text, result text, reason text, error text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    only_queue integer := "tocsin"._readable_queue(queue);
+    readable integer[] := "tocsin"._readable_queues();
+    shows_arguments boolean := "tocsin"._may_consume();
+begin
+    if state not in ('waiting', 'running', 'succeeded', 'failed', 'cancelled') then
+        perform "tocsin"._raise_error('TC022',
+            'state must be one of waiting, running, succeeded, failed, cancelled',
+            '{"argument": "state"}');
+    end if;
+    return query execute replace(replace($q$
+        with page as materialized (
+            select p.id, p.queue_id
+            from (
+                (select m.id, m.queue_id from "tocsin".messages m
+                 where coalesce($3, 'waiting') = 'waiting' and m.task is not null
+                     and ($1 is null or m.task = $1) and ($2 is null or m.queue_id = $2)
+                     and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
+                     and ($6 is null or m.key = $6) and ($7 is null or m.queue_id = any ($7))
+                     and ($8 is null or m.id > $8)
+                     and ($3 is null or not (m.state = 'leased' and m.vt > $10))
+                 order by m.id limit $9)
+                union all
+                (select m.id, m.queue_id from "tocsin".queues q
+                 join "tocsin".messages m on m.queue_id = q.id
+                 where $3 = 'running' and m.state = 'leased' and m.vt > $10
+                     and m.task is not null
+                     and ($1 is null or m.task = $1) and ($2 is null or q.id = $2)
+                     and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
+                     and ($6 is null or m.key = $6) and ($7 is null or q.id = any ($7))
+                     and ($8 is null or m.id > $8)
+                 order by m.id limit $9)
+                union all
+                (select x.id, x.queue_id
+                 from "tocsin"._job_shelves($1, $3) s
+                 cross join lateral (
+                     select d.id, d.queue_id from "tocsin".dead_letters d
+                     where s.outcome is null and d.task is not null and d.task = s.task
+                         and ($2 is null or d.queue_id = $2)
+                         and ($4 is null or d.enqueued_at >= $4)
+                         and ($5 is null or d.enqueued_at < $5)
+                         and ($6 is null or d.key = $6) and ($7 is null or d.queue_id = any ($7))
+                         and ($8 is null or d.id > $8)
+                     order by d.id limit $9) x
+                 order by x.id limit $9)
+                union all
+                (select x.id, x.queue_id
+                 from "tocsin"._job_shelves($1, $3) s
+                 cross join lateral (
+                     select a.id, a.queue_id from "tocsin".archive a
+                     where a.task is not null and a.task = s.task and a.outcome = s.outcome
+                         and ($2 is null or a.queue_id = $2)
+                         and ($4 is null or a.enqueued_at >= $4)
+                         and ($5 is null or a.enqueued_at < $5)
+                         and ($6 is null or a.key = $6) and ($7 is null or a.queue_id = any ($7))
+                         and ($8 is null or a.id > $8)
+                     order by a.id limit $9) x
+                 order by x.id limit $9)
+            ) p
+            order by p.id limit $9
+        )
+        select x.id, x.task, q.name, x.state, x.priority, x.key, x.read_ct, x.max_deliveries,
+            x.enqueued_at, x.due, x.dequeued_at, x.ended_at, x.consumer_worker_id,
+            case when $11 then x.payload::text end, x.result::text, x.reason, x.error
+        from page p
+        join "tocsin".queues q on q.id = p.queue_id
+        cross join lateral (
+            select m.id, m.task, case when m.state = 'leased' and m.vt > $10 then 'running'
+                       else 'waiting' end as state,
+                m.priority, m.key, m.read_ct, coalesce(m.max_deliveries, q.max_deliveries)
+                    as max_deliveries,
+                m.enqueued_at, m.due, m.dequeued_at, null::timestamptz as ended_at,
+                m.consumer_worker_id, m.payload, null::jsonb as result, null::text as reason,
+                coalesce(m.cancel_reason, m.last_error) as error
+            from "tocsin".messages m where m.id = p.id
+            union all
+            select d.id, d.task, 'failed', d.priority, d.key, d.read_ct,
+                coalesce(d.max_deliveries, q.max_deliveries), d.enqueued_at, null, d.dequeued_at,
+                d.died_at, d.consumer_worker_id, d.payload, null, d.reason, d.error
+            from "tocsin".dead_letters d where d.id = p.id
+            union all
+            select a.id, a.task, a.outcome, a.priority, a.key, a.read_ct, null, a.enqueued_at,
+                null, a.dequeued_at, a.archived_at, a.consumer_worker_id, a.payload, a.result,
+                null, a.last_error
+            from "tocsin".archive a where a.queue_id = p.queue_id and a.id = p.id
+        ) x
+        order by x.id
+        $q$, '.id limit', case when newest_first then '.id desc limit' else '.id limit' end),
+        '.id > $8', case when newest_first then '.id < $8' else '.id > $8' end)
+        || case when newest_first then ' desc' else '' end
+    using task, only_queue, state, since, until, key, readable, after, max_jobs, t,
+        shows_arguments;
+end
+$_$;
 
 
 
@@ -6241,6 +6524,61 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.requeue_job(job_id bigint) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    a "tocsin".archive;
+    queue integer;
+begin
+    select d.queue_id into queue from "tocsin".dead_letters d
+    where d.id = job_id and d.task is not null;
+    if found then
+        perform "tocsin"._check_change(queue);
+        if cardinality("tocsin".replay(ids => array[job_id])) = 1 then
+            return job_id;
+        end if;
+    end if;
+    -- one lookup for each queue: the archive has no index of ids alone
+    select x.queue_id into queue
+    from "tocsin".queues q
+    join "tocsin".archive x on x.queue_id = q.id and x.id = job_id and x.task is not null;
+    if not found then
+        perform "tocsin"._refuse_change(job_id, null, null);
+    end if;
+    perform "tocsin"._check_change(queue);
+    delete from "tocsin".archive x where x.queue_id = queue and x.id = job_id returning x.* into a;
+    if not found then  -- another call has requeued it
+        perform "tocsin"._refuse_change(job_id, null, null);
+    end if;
+    insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+        values (a.queue_id, a.span, a.keep_until, t, -1);
+    insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at,
+                                 producer_worker_id, consumer_worker_id, max_deliveries, key,
+                                 payload, headers, history, task, options)
+    select a.id, a.queue_id, a.priority, 'ready', t, t, a.enqueued_at, a.dequeued_at,
+        a.producer_worker_id, a.consumer_worker_id,
+        (select x.max_deliveries from "tocsin".tasks x where x.name = a.task), a.key, a.payload,
+        a.headers, a.history, a.task, a.options
+    on conflict (queue_id, key) where key is not null do nothing;
+    if not found then
+        perform "tocsin"._raise_error('TC014',
+            format('job %s cannot be requeued: another unfinished message has its key', job_id),
+            jsonb_build_object('ids', array[job_id]), 'Wait until that message is finished.');
+    end if;
+    return job_id;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.reschedule(message_id bigint DEFAULT NULL::bigint, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, queue text DEFAULT NULL::text, key text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
@@ -7101,6 +7439,88 @@ COMMENT ON SEQUENCE tocsin.flush_marker IS 'A write to this sequence makes a com
 
 
 
+CREATE VIEW tocsin.jobs AS
+ SELECT m.id,
+    m.task,
+    q.name AS queue,
+        CASE
+            WHEN ((m.state = 'leased'::tocsin.message_state) AND (m.vt > clock_timestamp())) THEN 'running'::text
+            ELSE 'waiting'::text
+        END AS state,
+    m.priority,
+    m.key,
+    m.read_ct AS attempts,
+    m.max_deliveries AS max_attempts,
+    m.enqueued_at AS submitted_at,
+    m.due,
+    m.dequeued_at AS began_at,
+    NULL::timestamp with time zone AS ended_at,
+    m.consumer_worker_id AS worker_id,
+    m.payload AS arguments,
+    m.options,
+    NULL::jsonb AS result,
+    NULL::text AS reason,
+    COALESCE(m.cancel_reason, m.last_error) AS error,
+    NULL::text AS traceback,
+    m.history
+   FROM (tocsin.messages m
+     JOIN tocsin.queues q ON ((q.id = m.queue_id)))
+  WHERE (m.task IS NOT NULL)
+UNION ALL
+ SELECT d.id,
+    d.task,
+    q.name AS queue,
+    'failed'::text AS state,
+    d.priority,
+    d.key,
+    d.read_ct AS attempts,
+    d.max_deliveries AS max_attempts,
+    d.enqueued_at AS submitted_at,
+    NULL::timestamp with time zone AS due,
+    d.dequeued_at AS began_at,
+    d.died_at AS ended_at,
+    d.consumer_worker_id AS worker_id,
+    d.payload AS arguments,
+    d.options,
+    NULL::jsonb AS result,
+    d.reason,
+    d.error,
+    d.traceback,
+    d.history
+   FROM (tocsin.dead_letters d
+     JOIN tocsin.queues q ON ((q.id = d.queue_id)))
+  WHERE (d.task IS NOT NULL)
+UNION ALL
+ SELECT a.id,
+    a.task,
+    q.name AS queue,
+    a.outcome AS state,
+    a.priority,
+    a.key,
+    a.read_ct AS attempts,
+    NULL::integer AS max_attempts,
+    a.enqueued_at AS submitted_at,
+    NULL::timestamp with time zone AS due,
+    a.dequeued_at AS began_at,
+    a.archived_at AS ended_at,
+    a.consumer_worker_id AS worker_id,
+    a.payload AS arguments,
+    a.options,
+    a.result,
+    NULL::text AS reason,
+    a.last_error AS error,
+    NULL::text AS traceback,
+    a.history
+   FROM (tocsin.archive a
+     JOIN tocsin.queues q ON ((q.id = a.queue_id)))
+  WHERE (a.task IS NOT NULL);
+
+
+
+COMMENT ON VIEW tocsin.jobs IS 'All jobs, for the owner and administrators; other roles call "tocsin".list_jobs.';
+
+
+
 CREATE SEQUENCE tocsin.lifelines
     START WITH 1
     INCREMENT BY 1
@@ -7301,7 +7721,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:03:19.206691+00', '2026-11-29 18:03:19.211516+00', '2026-11-29 18:03:19.214887+00', '2026-11-30 18:03:19.214887+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:04:44.279673+00', '2026-11-29 18:04:44.288897+00', '2026-11-29 18:04:44.296673+00', '2026-11-30 18:04:44.296673+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -7314,21 +7734,21 @@ INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:03:19.22489+00', '2026-11-29 18:03:19.226688+00', '2026-11-29 18:03:19.227389+00', '2985-03-06 18:03:19.227389+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:04:44.32756+00', '2026-11-29 18:04:44.340168+00', '2026-11-29 18:04:44.341456+00', '2985-03-06 18:04:44.341456+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:03:19.214887+00', '2026-11-29 18:03:19.214887+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:03:19.227389+00', '2026-11-29 18:03:19.227389+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:04:44.296673+00', '2026-11-29 18:04:44.296673+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:04:44.341456+00', '2026-11-29 18:04:44.341456+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:03:19.176667+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:03:19.17668+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:03:19.176684+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:04:44.227734+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:04:44.22776+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:04:44.227764+00');
 
 
 
@@ -7341,11 +7761,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '750fc62010c021571f55ac973c9321e6ae2cf34f9488c7db5955d58c307505cd');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '267744329f42aad49eb522bb21a5022e65625cd5f2accfaabfc259dcac796bac');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:03:19.23071+00', '2026-11-29 18:03:19.231399+00', '2026-11-29 18:03:19.2423+00', 1795975399231399, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:03:19.235812+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:03:19.231399+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:04:44.357112+00', '2026-11-29 18:04:44.360097+00', '2026-11-29 18:04:44.375675+00', 1795975484360097, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:04:44.361971+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:04:44.360097+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -7367,42 +7787,42 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:03:19.23071+0
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:04:18.615586+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:05:43.384419+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:03:19.226066+00', '2026-11-29 18:03:21.226688+00', '2026-11-29 18:03:19.226066+00', '2026-11-29 18:03:19.226688+00', NULL, 1795975399226688, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:03:20.258238+00', '2026-11-29 18:03:20.258238+00', '2026-11-29 18:03:19.22959+00', '2026-11-29 18:03:19.230207+00', NULL, 1795975399230207, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:03:19.235812+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:03:19.230207+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', '2026-11-29 18:03:19.245575+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:03:19.24718+00', '2026-11-29 18:03:19.24718+00', '2026-11-29 18:03:19.24718+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:03:20.248065+00', '2026-11-29 18:03:20.248065+00', '2026-11-29 18:03:19.248065+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:03:20.248613+00', '2026-11-29 18:03:20.248613+00', '2026-11-29 18:03:19.248613+00', NULL, '2026-11-29 18:03:19.748613+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:03:19.249216+00', '2985-03-06 18:03:19.249216+00', '2026-11-29 18:03:19.249216+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:03:19.249738+00', '2026-11-29 18:03:19.249738+00', '2026-11-29 18:03:19.249738+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:04:44.336037+00', '2026-11-29 18:04:46.340168+00', '2026-11-29 18:04:44.336037+00', '2026-11-29 18:04:44.340168+00', NULL, 1795975484340168, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:04:45.55152+00', '2026-11-29 18:04:45.55152+00', '2026-11-29 18:04:44.349816+00', '2026-11-29 18:04:44.356183+00', NULL, 1795975484356183, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:04:44.361971+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:04:44.356183+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', '2026-11-29 18:04:44.390623+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:04:44.400097+00', '2026-11-29 18:04:44.400097+00', '2026-11-29 18:04:44.400097+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:04:45.403922+00', '2026-11-29 18:04:45.403922+00', '2026-11-29 18:04:44.403922+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:04:45.408042+00', '2026-11-29 18:04:45.408042+00', '2026-11-29 18:04:44.408042+00', NULL, '2026-11-29 18:04:44.908042+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:04:44.40928+00', '2985-03-06 18:04:44.40928+00', '2026-11-29 18:04:44.40928+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:04:44.41185+00', '2026-11-29 18:04:44.41185+00', '2026-11-29 18:04:44.41185+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:03:18.615586+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:03:18.615586+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:03:18.615586+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:03:18.615586+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:04:43.384419+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:04:43.384419+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:04:43.384419+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:04:43.384419+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 23589, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:03:19.182962+00', '2026-11-29 18:03:19.205461+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 27288, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:04:44.236475+00', '2026-11-29 18:04:44.277445+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:03:19.069706+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:03:19.074545+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:03:19.250581+00', '2026-11-29 18:03:19.076468+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:04:43.982564+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:04:43.992877+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:04:44.416605+00', '2026-11-29 18:04:43.996353+00', 'tocsin.paused');
 
 
 
@@ -7418,13 +7838,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:03:19.182295+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:04:44.23553+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 23589, '0.1.0', '2026-11-29 18:03:19.192215+00', '2026-11-29 18:03:19.192215+00', '2026-11-29 18:03:19.219052+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 23589, '0.1.0', '2026-11-29 18:03:19.220853+00', '2026-11-29 18:03:19.220853+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 23589, '0.1.0', '2026-11-29 18:03:19.223301+00', '2026-11-29 18:03:19.223301+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 27288, '0.1.0', '2026-11-29 18:04:44.239198+00', '2026-11-29 18:04:44.239198+00', '2026-11-29 18:04:44.3087+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 27288, '0.1.0', '2026-11-29 18:04:44.311157+00', '2026-11-29 18:04:44.311157+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 27288, '0.1.0', '2026-11-29 18:04:44.321178+00', '2026-11-29 18:04:44.321178+00', NULL);
 
 
 
@@ -7602,7 +8022,19 @@ CREATE INDEX archive_1h_2026113018_queue_id_id_idx ON tocsin.archive_1h_20261130
 
 
 
+CREATE INDEX archive_jobs ON ONLY tocsin.archive USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
+CREATE INDEX archive_1h_2026113018_task_outcome_id_idx ON tocsin.archive_1h_2026113018 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
 CREATE INDEX archive_1h_2026113019_queue_id_id_idx ON tocsin.archive_1h_2026113019 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113019_task_outcome_id_idx ON tocsin.archive_1h_2026113019 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
 
 
 
@@ -7610,7 +8042,15 @@ CREATE INDEX archive_24h_2026122900_queue_id_id_idx ON tocsin.archive_24h_202612
 
 
 
+CREATE INDEX archive_24h_2026122900_task_outcome_id_idx ON tocsin.archive_24h_2026122900 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
 CREATE INDEX archive_24h_2026123000_queue_id_id_idx ON tocsin.archive_24h_2026123000 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_24h_2026123000_task_outcome_id_idx ON tocsin.archive_24h_2026123000 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
 
 
 
@@ -7618,7 +8058,15 @@ CREATE INDEX archive_8640h_2984032500_queue_id_id_idx ON tocsin.archive_8640h_29
 
 
 
+CREATE INDEX archive_8640h_2984032500_task_outcome_id_idx ON tocsin.archive_8640h_2984032500 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
 CREATE INDEX archive_8640h_2985032000_queue_id_id_idx ON tocsin.archive_8640h_2985032000 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_8640h_2985032000_task_outcome_id_idx ON tocsin.archive_8640h_2985032000 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
 
 
 
@@ -7634,11 +8082,19 @@ CREATE INDEX archive_rest_queue_id_id_idx ON tocsin.archive_rest USING btree (qu
 
 
 
+CREATE INDEX archive_rest_task_outcome_id_idx ON tocsin.archive_rest USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
 CREATE INDEX awaited_sessions ON tocsin.awaited USING btree (process_id) WHERE (process_id < 0);
 
 
 
 CREATE INDEX dead_letters_died ON tocsin.dead_letters USING btree (queue_id, died_at);
+
+
+
+CREATE INDEX dead_letters_jobs ON tocsin.dead_letters USING btree (task, id) WHERE (task IS NOT NULL);
 
 
 
@@ -7710,7 +8166,15 @@ ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113018_q
 
 
 
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113018_task_outcome_id_idx;
+
+
+
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113019_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113019_task_outcome_id_idx;
 
 
 
@@ -7718,7 +8182,15 @@ ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_24h_2026122900_
 
 
 
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_24h_2026122900_task_outcome_id_idx;
+
+
+
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_24h_2026123000_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_24h_2026123000_task_outcome_id_idx;
 
 
 
@@ -7726,11 +8198,23 @@ ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_8640h_298403250
 
 
 
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_8640h_2984032500_task_outcome_id_idx;
+
+
+
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_8640h_2985032000_queue_id_id_idx;
 
 
 
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_8640h_2985032000_task_outcome_id_idx;
+
+
+
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_rest_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_rest_task_outcome_id_idx;
 
 
 
@@ -8129,6 +8613,10 @@ REVOKE ALL ON FUNCTION tocsin._is_valid(payload jsonb, max_payload integer, dela
 
 
 
+REVOKE ALL ON FUNCTION tocsin._job_shelves(only_task text, state text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._jobs_of(flow_id bigint) FROM PUBLIC;
 
 
@@ -8238,6 +8726,14 @@ REVOKE ALL ON FUNCTION tocsin._purge_stopped_workers(most integer) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._raise_error(code text, message text, detail jsonb, hint text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._readable_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._readable_queues() FROM PUBLIC;
 
 
 
@@ -8413,6 +8909,10 @@ REVOKE ALL ON FUNCTION tocsin.claim(worker_id bigint, registration bigint, max_m
 
 
 
+REVOKE ALL ON FUNCTION tocsin.clear_jobs(states text[], task text, older_than interval, dry_run boolean) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.complete_poll(worker_id bigint, registration bigint, keep_ids bigint[], keep_leases bigint[], interrupted boolean) FROM PUBLIC;
 
 
@@ -8505,6 +9005,10 @@ REVOKE ALL ON FUNCTION tocsin.job_outcomes(ids bigint[]) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.job_stats(cap integer) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.leave_job(session_number bigint, queue_id integer, locked boolean) FROM PUBLIC;
 
 
@@ -8530,6 +9034,10 @@ REVOKE ALL ON FUNCTION tocsin.list_flow_jobs(flow_id bigint) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.list_flows(max_flows integer, before bigint, flow_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.list_jobs(task text, queue text, state text, since timestamp with time zone, until timestamp with time zone, key text, newest_first boolean, max_jobs integer, after bigint) FROM PUBLIC;
 
 
 
@@ -8638,6 +9146,10 @@ REVOKE ALL ON FUNCTION tocsin.reprioritise(message_id bigint, priority integer, 
 
 
 REVOKE ALL ON FUNCTION tocsin.requeue_flow(flow_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.requeue_job(job_id bigint) FROM PUBLIC;
 
 
 

@@ -14,6 +14,7 @@ from tocsin._jobs.job import Job
 from tocsin._jobs.job_info import JobInfo
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.limits import Limit, Rate
+from tocsin._jobs.listing import JobCount, ListedJob
 from tocsin._jobs.packing import Codec, Packing, PayloadStore
 from tocsin._jobs.planned import Planned
 from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
@@ -129,6 +130,7 @@ __all__ = [
     "Flows",
     "Job",
     "JobCancelled",
+    "JobCount",
     "JobError",
     "JobFailed",
     "JobInfo",
@@ -141,6 +143,7 @@ __all__ = [
     "KeyTaken",
     "LeaseLost",
     "Limit",
+    "ListedJob",
     "MaintenanceResult",
     "Message",
     "MessageInfo",

@@ -24,7 +24,7 @@ from tocsin.embedded import EmbeddedServer
 REFUSED = psycopg.errors.InsufficientPrivilege
 TABLES = (
     "select relname::text from pg_class where relnamespace = 'tocsin'::regnamespace and relkind in"
-    " ('r', 'p')"
+    " ('r', 'p', 'v')"
 )
 
 

@@ -181,22 +181,6 @@ begin
 end
 $$;
 
--- Returns for each message, in order, why it is to be cancelled; null: it is not, or the
--- lease is lost. The holder ends the attempt and then settles the message in any way,
--- which archives it as cancelled.
-create or replace function tocsin.cancel_reasons(ids bigint[], leases bigint[]) returns text[]
-language plpgsql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
-set enable_nestloop = off set enable_mergejoin = off set jit = off
-as $$
-begin
-    return (select array_agg(m.cancel_reason order by g.n)
-            from unnest(ids, leases) with ordinality as g (id, lease, n)
-            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
-                and m.state is not distinct from 'leased');
-end
-$$;
-
 -- Returns for each id, in order, whether it is one of the settled ids.
 create or replace function tocsin._outcomes(ids bigint[], settled bigint[]) returns boolean[]
 language plpgsql immutable

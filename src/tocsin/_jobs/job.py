@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from datetime import datetime
 from typing import Generic, TypeVar
 
 import trio
@@ -14,7 +15,7 @@ from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin._queue.process.process import Process
 from tocsin.errors import ConnectionLost, JobNotFound
 
-from .control import Rows, cancel_job
+from .control import Rows, cancel_job, requeue_job, reschedule_job
 from .definition import Definition
 from .job_info import JobInfo, read_outcome, read_row
 from .packing import run_packing
@@ -137,6 +138,35 @@ class Job(Generic[R]):
             Atomic.
         """
         await cancel_job(self._database, self.id, reason)
+
+    async def requeue(self) -> None:
+        """Run the job again: see `Jobs.requeue`.
+
+        Raises:
+            TocsinError: What `Jobs.requeue` raises.
+
+        Cancellation:
+            Atomic.
+        """
+        await requeue_job(self._database, self.id)
+
+    async def reschedule(
+        self, *, delay: Duration | None = None, at: datetime | None = None
+    ) -> None:
+        """Have the job run at another time, while it waits: see `Jobs.reschedule`.
+
+        Args:
+            delay: Seconds from now.
+            at: The time, with its zone.
+
+        Raises:
+            TocsinError: What `Jobs.reschedule` raises.
+            ValueError: Neither ``delay`` nor ``at`` is given, or both are.
+
+        Cancellation:
+            Atomic.
+        """
+        await reschedule_job(self._database, self.id, delay, at)
 
     def read(self, info: JobInfo) -> R:
         """Return the result of a finished job as the task's function returned it.

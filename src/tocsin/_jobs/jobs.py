@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from typing import Any, TypeVar
 
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Database
+from tocsin._durations import Duration
 from tocsin._queue.process.process import Process
 from tocsin._queue.producing.batcher import EnqueueBatcher
 from tocsin._queue.producing.enqueue_request import EnqueueRequest
@@ -15,10 +17,11 @@ from tocsin._queue.producing.sending import QueueSender
 from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
-from .control import cancel_job
+from .control import cancel_job, requeue_job, reschedule_job
 from .definition import Call, Definition
 from .job import Job, look_up
 from .job_info import JobInfo
+from .listing import JobLists
 from .submitting import SubmissionBatch, build_submission, pack_all, queue_of, refuse_schema
 
 R = TypeVar("R")
@@ -43,13 +46,13 @@ class _JobSender(QueueSender):
             self._note_enqueued(ids, connection)
 
 
-class Jobs:
+class Jobs(JobLists):
     """The jobs of a store: `Store.jobs`."""
 
     def __init__(
         self, database: Database, process: Process, batcher: EnqueueBatcher, telemetry: Telemetry
     ) -> None:
-        self._database = database
+        super().__init__(database)
         self._process = process
         self._batcher = batcher
         self._telemetry = telemetry
@@ -177,3 +180,41 @@ class Jobs:
             Atomic.
         """
         await cancel_job(self._database, job_id, reason)
+
+    async def requeue(self, job_id: int) -> None:
+        """Run a finished job again, from its first attempt and due now.
+
+        It keeps its id, its key and its history, and loses its result and its error.
+
+        Raises:
+            KeyTaken: Another unfinished message of the queue has its key.
+            MessageNotWaiting: The job is not finished.
+            JobNotFound: There is no such job, or no longer.
+            PermissionDenied: The queue was not granted.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Atomic.
+        """
+        await requeue_job(self._database, job_id)
+
+    async def reschedule(
+        self, job_id: int, *, delay: Duration | None = None, at: datetime | None = None
+    ) -> None:
+        """Have a job that waits run at another time.
+
+        Args:
+            delay: Seconds from now.
+            at: The time, with its zone.
+
+        Raises:
+            MessageNotWaiting: The job is running or finished.
+            JobNotFound: There is no such job, or no longer.
+            PermissionDenied: The queue was not granted.
+            ConnectionLost: The database did not answer.
+            ValueError: Neither ``delay`` nor ``at`` is given, or both are.
+
+        Cancellation:
+            Atomic.
+        """
+        await reschedule_job(self._database, job_id, delay, at)

@@ -1,0 +1,125 @@
+-- Tell the holder which jobs to give up, and change finished jobs: run them again, or
+-- delete them. waiting_messages.sql has the changes of jobs that wait or run.
+
+-- Returns for each message, in order, why it is to be cancelled; null: it is not, or the
+-- lease is lost. The holder ends the attempt and then settles the message in any way,
+-- which archives it as cancelled.
+create or replace function tocsin.cancel_reasons(ids bigint[], leases bigint[]) returns text[]
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_nestloop = off set enable_mergejoin = off set jit = off
+as $$
+begin
+    return (select array_agg(m.cancel_reason order by g.n)
+            from unnest(ids, leases) with ordinality as g (id, lease, n)
+            left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
+                and m.state is not distinct from 'leased');
+end
+$$;
+
+-- Makes a finished job wait again, due now and with all of its attempts, and returns its
+-- id, which stays the same. The history stays. The result and the error of a job from
+-- the archive are not kept.
+create or replace function tocsin.requeue_job(job_id bigint) returns bigint
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin._clock();
+    a tocsin.archive;
+    queue integer;
+begin
+    select d.queue_id into queue from tocsin.dead_letters d
+    where d.id = job_id and d.task is not null;
+    if found then
+        perform tocsin._check_change(queue);
+        if cardinality(tocsin.replay(ids => array[job_id])) = 1 then
+            return job_id;
+        end if;
+    end if;
+    -- one lookup for each queue: the archive has no index of ids alone
+    select x.queue_id into queue
+    from tocsin.queues q
+    join tocsin.archive x on x.queue_id = q.id and x.id = job_id and x.task is not null;
+    if not found then
+        perform tocsin._refuse_change(job_id, null, null);
+    end if;
+    perform tocsin._check_change(queue);
+    delete from tocsin.archive x where x.queue_id = queue and x.id = job_id returning x.* into a;
+    if not found then  -- another call has requeued it
+        perform tocsin._refuse_change(job_id, null, null);
+    end if;
+    insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+        values (a.queue_id, a.span, a.keep_until, t, -1);
+    insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at,
+                                 producer_worker_id, consumer_worker_id, max_deliveries, key,
+                                 payload, headers, history, task, options)
+    select a.id, a.queue_id, a.priority, 'ready', t, t, a.enqueued_at, a.dequeued_at,
+        a.producer_worker_id, a.consumer_worker_id,
+        (select x.max_deliveries from tocsin.tasks x where x.name = a.task), a.key, a.payload,
+        a.headers, a.history, a.task, a.options
+    on conflict (queue_id, key) where key is not null do nothing;
+    if not found then
+        perform tocsin._raise_error('TC014',
+            format('job %s cannot be requeued: another unfinished message has its key', job_id),
+            jsonb_build_object('ids', array[job_id]), 'Wait until that message is finished.');
+    end if;
+    return job_id;
+end
+$$;
+
+-- Deletes finished jobs in these states (succeeded, failed, cancelled), of one task or of
+-- all, and returns how many were deleted, or would be (dry_run). `older_than`: only jobs
+-- that were finished longer ago.
+create or replace function tocsin.clear_jobs(
+    states text[] default '{succeeded,cancelled}', task text default null,
+    older_than interval default null, dry_run boolean default false
+) returns bigint
+language plpgsql
+set plan_cache_mode = force_custom_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := tocsin._clock();
+    before timestamptz := coalesce(tocsin._cutoff(older_than), 'infinity');
+    cleared bigint;
+    letters bigint := 0;
+begin
+    if not states <@ '{succeeded,failed,cancelled}' then
+        perform tocsin._raise_error('TC022', 'states must be succeeded, failed or cancelled',
+                                    '{"argument": "states"}');
+    end if;
+    if dry_run then
+        return (select count(*) from tocsin.archive a
+                where a.task is not null and (clear_jobs.task is null or a.task = clear_jobs.task)
+                    and a.outcome = any (states) and a.archived_at < before)
+             + (select count(*) from tocsin.dead_letters d
+                where 'failed' = any (states) and d.task is not null
+                    and (clear_jobs.task is null or d.task = clear_jobs.task)
+                    and d.died_at < before);
+    end if;
+    with gone as (
+        delete from tocsin.archive a
+        where a.task is not null and (clear_jobs.task is null or a.task = clear_jobs.task)
+            and a.outcome = any (states) and a.archived_at < before
+        returning a.queue_id, a.span, a.keep_until
+    ), per_slot as (
+        select g.queue_id, g.span, tocsin._archive_slot(g.span, g.keep_until) as starts_at,
+            count(*) as n
+        from gone g group by 1, 2, 3
+    ), counted as (
+        insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
+        select p.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
+    )
+    select coalesce(sum(p.n), 0) into cleared from per_slot p;
+    if 'failed' = any (states) then
+        delete from tocsin.dead_letters d
+        where d.task is not null and (clear_jobs.task is null or d.task = clear_jobs.task)
+            and d.died_at < before;
+        get diagnostics letters = row_count;
+    end if;
+    return cleared + letters;
+end
+$$;
