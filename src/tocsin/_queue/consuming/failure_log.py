@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import groupby
 
 from tocsin._queue.message import Message
+from tocsin.errors import PayloadUnreadable
 
 from .failure import Failure
 
@@ -55,8 +57,9 @@ def log_failure(
 ) -> None:
     """Log the failure of one call of the handler of this name, and its outcome."""
     first = messages[0]
-    if first.job is not None:
-        name = first.job.task
+    with suppress(PayloadUnreadable):  # the job's options, perhaps: the log must not fail
+        if first.job is not None:
+            name = first.job.task
     fields: dict[str, object] = {"queue": first.queue}
     if batches:
         what = f"messages {', '.join(str(m.id) for m in messages)}"
