@@ -264,6 +264,23 @@ async def test_background_jobs(dsn: str) -> None:
     assert await query(dsn, "select count(*) from tocsin.archive") == [(11,)]
 
 
+@pytest.mark.slow
+async def test_crawler(dsn: str) -> None:
+    status, lines = await outcome("crawler.py", dsn)
+    assert (status, lines[0]) == (0, "14 pages")
+    most = dict(re.findall(r"(\w\.example): at most (\d+) requests", "\n".join(lines)))
+    assert most.keys() == {"a.example", "b.example"}
+    assert max(map(int, most.values())) <= 2
+
+
+@pytest.mark.slow
+async def test_image_pipeline(dsn: str) -> None:
+    status, lines = await outcome("image_pipeline.py", dsn)
+    assert (status, lines[0]) == (0, "tower.jpeg 200, tower.jpeg 800, tower.jpeg 1600")
+    assert len(lines) == 6
+    assert all(line.endswith(": succeeded") for line in lines[1:])
+
+
 async def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.directory() as base:
         monkeypatch.setenv("TOCSIN_DATA", str(base / "server"))
