@@ -593,5 +593,5 @@ async def test_a_function_that_turns_planner_nodes_off_turns_jit_off(store_dsn: 
         "select proname, proconfig from pg_proc where pronamespace = 'tocsin'::regnamespace and"
         " proconfig::text like '%enable\\_%'",
     )
-    assert {"claim", "archive", "_requeue", "_next_due"} <= {name for name, _ in functions}
+    assert {"claim", "_archive", "_requeue", "_next_due"} <= {name for name, _ in functions}
     assert [name for name, config in functions if "jit=off" not in config] == []

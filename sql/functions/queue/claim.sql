@@ -6,12 +6,13 @@
 -- settings force this plan: a session keeps the plan that it made when the table was
 -- empty, and must not scan the table when it has grown.
 
--- The first part of a full scan; slots.sql has the second. Expired messages become dead letters. Delayed messages
--- that are due become ready. Leased messages whose lease has expired become ready, or
--- dead letters when they have no deliveries left. The function works in batches and
--- begins none after 20 ms, so that a claim stays short after a long outage, and also
--- succeeds under a short statement_timeout. Returns the number of expired leases that
--- it has ended; null: the time was over before it came to the leases.
+-- The first part of a full scan; slots.sql has the second. Expired messages become dead
+-- letters. Delayed messages that are due become ready. Leased messages whose lease has
+-- expired become ready, or dead letters when they have no deliveries left. The function
+-- works in batches and begins none after 20 ms, so that a claim stays short after a long
+-- outage, and also succeeds under a short statement_timeout. Returns the number of
+-- expired leases that it has ended; null: the time was over before it came to the
+-- leases.
 create or replace function tocsin._make_due_ready(queue_id integer) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_sort = off

@@ -37,8 +37,9 @@
 -- T1 inserts the queue into `limit_queues`, usually a worker long before. A T2 that runs
 -- at this moment does not see the row. The first scan that sees it notes its own
 -- transaction id in `since`. Until all older transactions have ended, scans keep the rows
--- in `limit_checks`; a scan tests that before it looks. A transaction of a stricter isolation level may have an older
--- snapshot than its id, so it notes all queues, and it takes no part in scans.
+-- in `limit_checks`; a scan tests that before it looks. A transaction of a stricter
+-- isolation level may have an older snapshot than its id, so it notes all queues, and it
+-- takes no part in scans.
 --
 -- A message takes what it needs in stages: the due times of its rates, each ordered limit
 -- in the order of ids, and at last all other limits at once or none. A holder of an

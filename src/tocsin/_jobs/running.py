@@ -58,9 +58,9 @@ class TaskRunner:
         self._begin_transaction = begin_transaction
         self._places = places
         self._callers = {name: _make_caller(task) for name, task in self.tasks.items()}
-        self.called = 0
+        self.called: int = 0
         """How many messages it was given."""
-        self.begun = 0
+        self.begun: int = 0
         """How many jobs of its tasks it was given."""
         self._unknown: set[str | None] = set()
 
