@@ -33,8 +33,9 @@ as $$
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
         submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, job_outcomes, await_jobs,
-        leave_jobs,
-        begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job
+        leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
+        server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
+        list_schedules
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
@@ -43,7 +44,7 @@ as $$
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
         locked_messages, archive, delete, extend, cancel_reasons, release, fail, maintain,
         stop, release_messages,
-        register_tasks
+        register_tasks, tick
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{

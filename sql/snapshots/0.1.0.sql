@@ -1,4 +1,4 @@
--- migrations 19465a1cfa43bec5aba83b6abe905f2f0976ae879c6f5aca1190a9a242a2003f
+-- migrations fae1cc3bf6bc84b8cefa4a861c7b420d6ddbfd46334dc87b1eadabf7bbcbd227
 
 
 
@@ -95,8 +95,9 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
         submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, job_outcomes, await_jobs,
-        leave_jobs,
-        begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job
+        leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
+        server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
+        list_schedules
     }'::name[]), '{producer, consumer, admin}'::text[]
     union all
     select unnest('{
@@ -105,7 +106,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         begin_poll, complete_poll, interrupt, claim, release_others, limit_lock_wait,
         locked_messages, archive, delete, extend, cancel_reasons, release, fail, maintain,
         stop, release_messages,
-        register_tasks
+        register_tasks, tick
     }'::name[]), '{consumer, admin}'
     union all
     select unnest('{
@@ -1004,13 +1005,16 @@ $$;
 
 CREATE FUNCTION tocsin._check_job(task text, options jsonb) RETURNS void
     LANGUAGE plpgsql
-    AS $$
+    AS $_$
 declare
     timeout jsonb := options -> 'timeout';
 begin
     if task = '' or octet_length(task) > 1024 then
         perform "tocsin"._raise_error('TC022',
                                     'the name of a task must have between 1 and 1,024 bytes',
+                                    '{"argument": "task"}');
+    elsif task = '$tick' then
+        perform "tocsin"._raise_error('TC022', 'only schedules enqueue the task "$tick"',
                                     '{"argument": "task"}');
     elsif jsonb_typeof(options) <> 'object' or options - '{timeout,limits}'::text[] <> '{}'
         or jsonb_typeof(timeout) <> 'number' then
@@ -1026,7 +1030,7 @@ begin
         perform "tocsin"._check_limits(options -> 'limits');
     end if;
 end
-$$;
+$_$;
 
 
 
@@ -1143,6 +1147,129 @@ begin
         perform "tocsin"._refuse_caller('consume',
                                       'Make the role a member of the role for consumers.');
     end if;
+end
+$$;
+
+
+
+CREATE TABLE tocsin.schedules (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    generation bigint DEFAULT 1 NOT NULL,
+    queue_id integer NOT NULL,
+    task text NOT NULL,
+    arguments jsonb NOT NULL,
+    headers jsonb,
+    priority integer,
+    max_attempts integer,
+    timeout double precision,
+    expires_in interval,
+    cron text,
+    every interval,
+    start timestamp with time zone,
+    zone text NOT NULL,
+    missed integer NOT NULL,
+    overlap text NOT NULL,
+    anchor timestamp with time zone NOT NULL,
+    handled_to timestamp with time zone NOT NULL,
+    next_tick timestamp with time zone,
+    last_tick timestamp with time zone,
+    last_job_id bigint,
+    paused_at timestamp with time zone,
+    created_at timestamp with time zone NOT NULL,
+    CONSTRAINT schedules_check CHECK (((cron IS NULL) <> (every IS NULL))),
+    CONSTRAINT schedules_every_check CHECK ((every > '00:00:00'::interval)),
+    CONSTRAINT schedules_expires_in_check CHECK ((expires_in > '00:00:00'::interval)),
+    CONSTRAINT schedules_max_attempts_check CHECK ((max_attempts > 0)),
+    CONSTRAINT schedules_missed_check CHECK ((missed >= 0)),
+    CONSTRAINT schedules_name_check CHECK (((name <> ''::text) AND (octet_length(name) <= 255))),
+    CONSTRAINT schedules_overlap_check CHECK ((overlap = ANY (ARRAY['allow'::text, 'skip'::text]))),
+    CONSTRAINT schedules_timeout_check CHECK ((timeout > (0)::double precision))
+)
+WITH (fillfactor='70');
+
+
+
+COMMENT ON TABLE tocsin.schedules IS 'The schedules: at each tick a job of the task is submitted; see sql/functions/jobs/schedules.sql.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.generation IS 'Grows with each change of the schedule. A tick message of another generation has no effect.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.start IS 'The first tick of an interval as the caller has given it; null: not given.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.missed IS 'How many missed ticks are made up for, the latest ones; 0: none.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.overlap IS 'Whether a tick submits a job while the job of an earlier tick is unfinished.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.anchor IS 'The ticks of an interval are the anchor and each time that is a multiple of it later.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.handled_to IS 'Ticks up to this time, inclusive, have been handled or do not count.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.next_tick IS 'When its tick message is due; null: the schedule is paused, or a worker has yet to compute it.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.last_tick IS 'The last tick that has submitted a job.';
+
+
+
+COMMENT ON COLUMN tocsin.schedules.last_job_id IS 'The last job that was submitted.';
+
+
+
+CREATE FUNCTION tocsin._check_schedule(s tocsin.schedules) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    argument text := case
+        when coalesce(s.name, '') = '' or octet_length(s.name) > 255 then 'name'
+        when (s.cron is null) = (s.every is null) then 'every'
+        when s.every not between '1 ms' and '1000 years' then 'every'
+        when s.cron not like '@%' and cardinality(regexp_split_to_array(btrim(s.cron), '\s+')) <> 5
+            then 'cron'
+        when s.start is not null and s.every is null then 'start'
+        when s.start not between '0002-01-01 UTC' and '9999-12-30 UTC' then 'start'
+        when s.missed is null or s.missed < 0 then 'missed'
+        when s.overlap is null or s.overlap not in ('allow', 'skip') then 'overlap'
+        when s.max_attempts <= 0 then 'max_attempts'
+        when s.timeout not between 0.000001 and 31536000000 then 'timeout'
+        when s.expires_in not between '1 us' and '1000 years' then 'expires_in'
+        when coalesce(jsonb_typeof(s.arguments), '') not in ('array', 'object') then 'arguments'
+        when s.zone is null then 'zone' end;
+    problem text := case argument
+        when 'name' then 'the name of a schedule must have between 1 and 255 bytes'
+        when 'every' then 'give cron or every, not both; every is at least a millisecond'
+        when 'cron' then 'cron must have five fields: minute, hour, day, month, weekday'
+        when 'start' then 'start is the first tick of every, within the years 2 to 9999'
+        when 'missed' then 'missed is the number of missed ticks to make up for'
+        when 'overlap' then 'overlap must be allow or skip'
+        when 'arguments' then
+            'arguments must be a JSON array or object, with the arguments by position or name'
+        else argument || ' must be positive, and at most a thousand years' end;
+begin
+    if argument is null then
+        begin
+            perform s.anchor at time zone s.zone;
+            return;
+        exception when invalid_parameter_value then
+            argument := 'zone';
+            problem := format('there is no time zone "%s"', s.zone);
+        end;
+    end if;
+    perform "tocsin"._raise_error('TC022', problem, jsonb_build_object('argument', argument));
 end
 $$;
 
@@ -1272,6 +1399,7 @@ begin
               or x.state = 'ready' and x.due > beyond
           order by x.id for update of x skip locked) ahead
     where m.id = ahead.id;
+    perform "tocsin"._correct_ticks(t);
     update "tocsin".dead_letters d set died_at = t where d.died_at > beyond;
     update "tocsin".archive_count_deltas y set archived_at = t where y.archived_at > beyond;
     perform "tocsin"._ring(q.id) from "tocsin".queues q;
@@ -1302,6 +1430,24 @@ CREATE FUNCTION tocsin._correct_history(history jsonb, t timestamp with time zon
                   else '{}' end
         order by n)
     from jsonb_array_elements(history) with ordinality h (d, n)
+$$;
+
+
+
+CREATE FUNCTION tocsin._correct_ticks(t timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    s "tocsin".schedules;
+begin
+    for s in select x.* from "tocsin".schedules x where x.handled_to > t + interval '1 minute'
+        for update skip locked
+    loop
+        s.handled_to := t;
+        s.anchor := least(s.anchor, coalesce(s.start, t));
+        perform "tocsin"._replace_tick(s, null);
+    end loop;
+end
 $$;
 
 
@@ -1896,6 +2042,30 @@ begin
             where e >= since) / greatest(extract(epoch from t - since)::float8, 0.01);
 end
 $$;
+
+
+
+CREATE FUNCTION tocsin._enqueue_tick(s tocsin.schedules) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $_$
+declare
+    t timestamptz := "tocsin"._clock();
+    due_at timestamptz := coalesce(s.next_tick, t);
+begin
+    insert into "tocsin".messages (queue_id, priority, state, due, vt, enqueued_at, max_deliveries,
+                                 key, payload, task)
+    values (s.queue_id, -2147483648,
+            case when due_at > t then 'delayed'::"tocsin".message_state else 'ready' end,
+            due_at, due_at, t, 2147483647, "tocsin"._tick_key(s.id),
+            jsonb_build_object('schedule', s.id, 'name', s.name, 'generation', s.generation,
+                               'handled_to', s.handled_to, 'cron', s.cron,
+                               'every', extract(epoch from s.every)::float8, 'anchor', s.anchor,
+                               'zone', s.zone, 'missed', s.missed),
+            '$tick')
+    on conflict (queue_id, key) where key is not null do nothing;
+end
+$_$;
 
 
 
@@ -2773,13 +2943,32 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._lock_schedule(name text) RETURNS tocsin.schedules
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+declare
+    s "tocsin".schedules;
+begin
+    select x.* into s from "tocsin".schedules x where x.name = _lock_schedule.name for update;
+    if not found then
+        perform "tocsin"._raise_error('TC046', format('there is no schedule "%s"', name),
+                                    jsonb_build_object('schedule', name));
+    end if;
+    perform "tocsin"._check_change(s.queue_id);
+    return s;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text, or_running boolean DEFAULT false) RETURNS tocsin.messages
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET jit TO 'off'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
     q "tocsin".queues;
@@ -2799,6 +2988,11 @@ begin
         select x.* into m from "tocsin".messages x where x.id = wanted;
         exit when not found;
         perform "tocsin"._check_change(m.queue_id);
+        if m.task = '$tick' then
+            perform "tocsin"._raise_error('TC022',
+                format('message %s is the next tick of schedule "%s"', m.id, m.payload ->> 'name'),
+                '{"argument": "message_id"}', 'Pause, change or delete the schedule.');
+        end if;
         or_running := or_running and m.task is not null;
         exit when m.state = 'leased' and not or_running
             and (m.vt > "tocsin"._clock() or m.cancel_reason is not null);
@@ -2811,7 +3005,7 @@ begin
     end loop;
     perform "tocsin"._refuse_change(wanted, queue, key);
 end
-$$;
+$_$;
 
 
 
@@ -3600,6 +3794,19 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._refuse_task(task text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform "tocsin"._check_any_grant();
+    perform "tocsin"._raise_error('TC041', format('no worker has registered a task "%s"', task),
+                                jsonb_build_object('task', task),
+                                'Start a worker that runs the task, once, or correct the name.');
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, code text, reason text) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -3696,7 +3903,33 @@ begin
     -- Delete these rows explicitly: foreign keys are triggers, and may be off.
     delete from "tocsin".archive_policies a where a.queue_id = q.id;
     delete from "tocsin".queue_grants g where g.queue_id = q.id;
+    delete from "tocsin".schedules s where s.queue_id = q.id;
+    delete from "tocsin".tasks k where k.queue_id = q.id;
     delete from "tocsin".queues x where x.id = q.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._replace_tick(s tocsin.schedules, next_tick timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    s.generation := s.generation + 1;
+    s.next_tick := case when s.paused_at is null then _replace_tick.next_tick end;
+    update "tocsin".schedules x
+    set generation = s.generation, anchor = s.anchor, handled_to = s.handled_to,
+        next_tick = s.next_tick, paused_at = s.paused_at
+    where x.id = s.id;
+    delete from "tocsin".messages m
+    where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id);
+    if s.paused_at is null then
+        perform "tocsin"._enqueue_tick(s);
+    end if;
 end
 $$;
 
@@ -3805,6 +4038,25 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._restore_ticks() RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    perform "tocsin"._enqueue_tick(s)
+    from "tocsin".schedules s
+    where s.paused_at is null
+        and not exists (select from "tocsin".messages m
+                        where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id));
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._ring(queue_id integer) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -3885,6 +4137,15 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._scheduled_key(s tocsin.schedules, tick timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select "tocsin"._tick_key(s.id) || '/' || case when s.overlap = 'skip' then 'job'
+        else to_char(tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') end
+$$;
+
+
+
 CREATE FUNCTION tocsin._shared_after_all(key bigint) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -3938,6 +4199,37 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._submit_scheduled(s tocsin.schedules, tick timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    k "tocsin".tasks;
+    options jsonb;
+    job_id bigint;
+begin
+    select x.* into k from "tocsin".tasks x where x.name = s.task;
+    options := jsonb_strip_nulls(jsonb_build_object('timeout', s.timeout, 'tick', tick));
+    if k.limits <> '[]' then
+        options := options || jsonb_build_object('limits', "tocsin"._limits_of(k, s.arguments));
+    end if;
+    insert into "tocsin".messages (queue_id, priority, state, due, vt, enqueued_at, expires_at,
+                                 max_deliveries, key, payload, headers, task, options)
+    values (s.queue_id, coalesce(s.priority, k.priority, 0), 'ready', least(tick, t),
+            least(tick, t), t, "tocsin"._later(t, s.expires_in),
+            coalesce(s.max_attempts, k.max_deliveries), "tocsin"._scheduled_key(s, tick),
+            s.arguments, s.headers, s.task,
+            options)
+    on conflict (queue_id, key) where key is not null do nothing
+    returning id into job_id;
+    return job_id;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._sweep_orphans(most integer DEFAULT 10000) RETURNS bigint
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
@@ -3986,6 +4278,12 @@ CREATE FUNCTION tocsin._tell_process(w tocsin.workers, leases_taken boolean DEFA
     -- see ring.sql; the next heartbeat tells the process, too
     where w.process_id is not null and pg_notification_queue_usage() < 0.9
 $$;
+
+
+
+CREATE FUNCTION tocsin._tick_key(schedule_id bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$ select '$schedule/' || schedule_id $_$;
 
 
 
@@ -4695,6 +4993,23 @@ begin
         end if;
         perform pg_sleep(0.05);
     end loop;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.delete_schedule(name text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    s "tocsin".schedules := "tocsin"._lock_schedule(name);
+begin
+    delete from "tocsin".schedules x where x.id = s.id;
+    delete from "tocsin".messages m where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id);
 end
 $$;
 
@@ -5606,6 +5921,22 @@ CREATE FUNCTION tocsin.list_queues() RETURNS SETOF tocsin.queues
 
 
 
+CREATE FUNCTION tocsin.list_schedules(name text DEFAULT NULL::text) RETURNS TABLE(schedule text, task text, queue text, arguments text, headers text, priority integer, max_attempts integer, timeout double precision, expires_in interval, cron text, every interval, start timestamp with time zone, zone text, missed integer, overlap text, anchor timestamp with time zone, handled_to timestamp with time zone, next_tick timestamp with time zone, last_tick timestamp with time zone, last_job_id bigint, paused_at timestamp with time zone, created_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select s.name, s.task, q.name, s.arguments::text, s.headers::text, s.priority, s.max_attempts,
+           s.timeout, s.expires_in, s.cron, s.every, s.start, s.zone, s.missed, s.overlap,
+           s.anchor, s.handled_to, s.next_tick, s.last_tick, s.last_job_id, s.paused_at,
+           s.created_at
+    from "tocsin".schedules s join "tocsin".queues q on q.id = s.queue_id
+    where (list_schedules.name is null or s.name = list_schedules.name)
+        and "tocsin"._may_read_outcomes(s.queue_id)
+    order by s.name
+$$;
+
+
+
 CREATE FUNCTION tocsin.list_tasks() RETURNS TABLE(name text, queue text, max_deliveries integer, priority integer, timeout double precision, description text, registered_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -5751,6 +6082,11 @@ begin
             || format('waits of ended sessions are not deleted: %s', sqlerrm);
     end;
     begin
+        perform "tocsin"._restore_ticks();
+    exception when others then
+        problems := problems || format('ticks of schedules are not enqueued: %s', sqlerrm);
+    end;
+    begin
         perform "tocsin"._roll_up_count_deltas();
     exception when others then
         problems := problems || format('counts of archived messages are not added up: %s', sqlerrm);
@@ -5784,6 +6120,24 @@ begin
     update "tocsin".queues q set paused_at = coalesce(q.paused_at, "tocsin"._clock())
         where q.id = paused.id returning q.* into paused;
     return paused;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.pause_schedule(name text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    s "tocsin".schedules := "tocsin"._lock_schedule(name);
+begin
+    if s.paused_at is not null then
+        return false;
+    end if;
+    s.paused_at := "tocsin"._clock();
+    perform "tocsin"._replace_tick(s, null);
+    return true;
 end
 $$;
 
@@ -6645,6 +6999,25 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.resume_schedule(name text, next_tick timestamp with time zone DEFAULT NULL::timestamp with time zone, since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    s "tocsin".schedules := "tocsin"._lock_schedule(name);
+begin
+    if s.paused_at is null then
+        return false;
+    end if;
+    s.paused_at := null;
+    s.handled_to := coalesce(since, "tocsin"._clock());
+    perform "tocsin"._replace_tick(s, next_tick);
+    return true;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.revoke_queue(queue text, role text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -6654,6 +7027,27 @@ declare
 begin
     delete from "tocsin".queue_grants g
         where g.queue_id = q.id and g.role = "tocsin"._find_role(revoke_queue.role);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.run_schedule(name text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    s "tocsin".schedules := "tocsin"._lock_schedule(name);
+    job_id bigint;
+begin
+    loop
+        job_id := "tocsin"._submit_scheduled(s, null);
+        exit when job_id is not null;
+        job_id := "tocsin"._find_key(s.queue_id, "tocsin"._scheduled_key(s, null));
+        exit when job_id is not null;
+    end loop;
+    update "tocsin".schedules x set last_job_id = job_id where x.id = s.id;
+    return job_id;
 end
 $$;
 
@@ -6694,6 +7088,13 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.server_time() RETURNS timestamp with time zone
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ select "tocsin"._clock() $$;
+
+
+
 CREATE FUNCTION tocsin.set_limit(name text, n integer) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -6714,6 +7115,104 @@ begin
     end if;
     update "tocsin".limits x set set_n = set_limit.n where x.id = l.id;
     perform "tocsin"._note_waiting(l.id);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.set_schedule(name text, task text, arguments jsonb DEFAULT '[]'::jsonb, cron text DEFAULT NULL::text, every interval DEFAULT NULL::interval, start timestamp with time zone DEFAULT NULL::timestamp with time zone, zone text DEFAULT 'UTC'::text, missed integer DEFAULT 1, overlap text DEFAULT 'allow'::text, queue text DEFAULT NULL::text, priority integer DEFAULT NULL::integer, headers jsonb DEFAULT NULL::jsonb, max_attempts integer DEFAULT NULL::integer, timeout interval DEFAULT NULL::interval, expires_in interval DEFAULT NULL::interval, next_tick timestamp with time zone DEFAULT NULL::timestamp with time zone, since timestamp with time zone DEFAULT NULL::timestamp with time zone, definition jsonb DEFAULT NULL::jsonb) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    k "tocsin".tasks;
+    q "tocsin".queues;
+    old "tocsin".schedules;
+    s "tocsin".schedules;
+    made boolean;
+begin
+    if definition is not null
+        and not exists (select from "tocsin".tasks x where x.name = set_schedule.task) then
+        perform "tocsin"._check_change(("tocsin".find_queue(definition ->> 'queue')).id);
+        perform "tocsin".register_tasks(jsonb_build_array(definition));
+    end if;
+    select x.* into k from "tocsin".tasks x where x.name = set_schedule.task;
+    if not found then
+        perform "tocsin"._refuse_task(set_schedule.task);
+    end if;
+    q := "tocsin".find_queue(coalesce(
+        queue, (select x.name from "tocsin".queues x where x.id = k.queue_id)));
+    perform "tocsin"._check_change(q.id);
+    s.name := name;
+    s.queue_id := q.id;
+    s.task := task;
+    s.arguments := arguments;
+    s.headers := headers;
+    s.priority := priority;
+    s.max_attempts := max_attempts;
+    s.timeout := extract(epoch from timeout);
+    s.expires_in := expires_in;
+    s.cron := cron;
+    s.every := every;
+    s.start := start;
+    s.zone := zone;
+    s.missed := missed;
+    s.overlap := overlap;
+    s.anchor := coalesce(start, since, t);
+    s.handled_to := coalesce(since, t);
+    perform "tocsin"._check_schedule(s);
+    perform "tocsin"._check_payloads(q, jsonb_build_array(arguments), null);
+    perform "tocsin"._check_headers(q, headers);
+    perform "tocsin"._limits_of(k, arguments);  -- or refuses them
+    loop
+        insert into "tocsin".schedules as x (name, queue_id, task, arguments, headers, priority,
+                                           max_attempts, timeout, expires_in, cron, every, start, zone,
+                                           missed, overlap, anchor, handled_to, next_tick, created_at)
+        values (s.name, s.queue_id, s.task, s.arguments, s.headers, s.priority, s.max_attempts,
+                s.timeout, s.expires_in, s.cron, s.every, s.start, s.zone, s.missed, s.overlap,
+                s.anchor, s.handled_to, next_tick, t)
+        on conflict (name) do nothing
+        returning true into made;
+        exit when made;
+        perform from "tocsin".schedules x where x.name = s.name for update;
+        exit when found;  -- otherwise it was deleted at this moment
+    end loop;
+    old := "tocsin"._lock_schedule(name);
+    if made then
+        perform "tocsin"._enqueue_tick(old);
+        return true;
+    elsif (old.queue_id, old.task, old.arguments, old.headers, old.priority, old.max_attempts,
+           old.timeout, old.expires_in, old.cron, old.every, old.start, old.zone, old.missed,
+           old.overlap)
+        is not distinct from
+          (s.queue_id, s.task, s.arguments, s.headers, s.priority, s.max_attempts, s.timeout,
+           s.expires_in, s.cron, s.every, s.start, s.zone, s.missed, s.overlap) then
+        return false;
+    end if;
+    update "tocsin".schedules x
+    set queue_id = s.queue_id, task = s.task, arguments = s.arguments, headers = s.headers,
+        priority = s.priority, max_attempts = s.max_attempts, timeout = s.timeout,
+        expires_in = s.expires_in, cron = s.cron, every = s.every, start = s.start,
+        zone = s.zone, missed = s.missed, overlap = s.overlap
+    where x.id = old.id;
+    if old.queue_id <> s.queue_id then
+        delete from "tocsin".messages m
+        where m.queue_id = old.queue_id and m.key = "tocsin"._tick_key(old.id);
+    end if;
+    s.id := old.id;
+    s.generation := old.generation;
+    s.paused_at := old.paused_at;
+    if (old.cron, old.every, old.start, old.zone)
+        is not distinct from (s.cron, s.every, s.start, s.zone) then
+        -- the same ticks as before: also those that are due are still to be handled
+        s.anchor := old.anchor;
+        s.handled_to := old.handled_to;
+        next_tick := old.next_tick;
+    end if;
+    perform "tocsin"._replace_tick(s, next_tick);
+    return true;
 end
 $$;
 
@@ -6813,11 +7312,7 @@ begin
     end if;
     select x.* into t from "tocsin".tasks x where x.name = submit.task;
     if not found then
-        perform "tocsin"._check_any_grant();
-        perform "tocsin"._raise_error('TC041',
-            format('no worker has registered a task "%s"', submit.task),
-            jsonb_build_object('task', submit.task),
-            'Start a worker that runs the task, once, or correct the name.');
+        perform "tocsin"._refuse_task(submit.task);
     end if;
     if submit.timeout is not null then
         options := jsonb_build_object('timeout', extract(epoch from submit.timeout));
@@ -6914,6 +7409,60 @@ begin
     return w;
 end
 $$;
+
+
+
+CREATE FUNCTION tocsin.tick(message_id bigint, lease bigint, ticks timestamp with time zone[], next_tick timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+declare
+    about jsonb;
+    s "tocsin".schedules;
+    at timestamptz;
+    job_id bigint;
+begin
+    select m.payload into about from "tocsin".messages m
+    where m.id = message_id and m.lease = tick.lease and m.state is not distinct from 'leased'
+        and m.task = '$tick';
+    if not found then
+        return false;
+    end if;
+    select x.* into s from "tocsin".schedules x where x.id = (about ->> 'schedule')::bigint
+        for update;
+    delete from "tocsin".messages m
+    where m.id = message_id and m.lease = tick.lease and m.state is not distinct from 'leased';
+    if not found then
+        return false;
+    elsif s.id is null or s.paused_at is not null
+        or s.generation <> (about ->> 'generation')::bigint then
+        return true;
+    elsif tick.next_tick is null or tick.next_tick <= s.handled_to then
+        perform "tocsin"._raise_error('TC022', 'the next tick must come after the ticks handled',
+                                    '{"argument": "next_tick"}');
+    end if;
+    foreach at in array coalesce(ticks, '{}') loop
+        continue when at <= s.handled_to;
+        job_id := "tocsin"._submit_scheduled(s, at);
+        s.handled_to := at;
+        if job_id is not null then
+            s.last_tick := at;
+            s.last_job_id := job_id;
+        end if;
+    end loop;
+    s.next_tick := tick.next_tick;
+    update "tocsin".schedules x
+    set handled_to = s.handled_to, next_tick = s.next_tick, last_tick = s.last_tick,
+        last_job_id = s.last_job_id
+    where x.id = s.id;
+    perform "tocsin"._enqueue_tick(s);
+    return true;
+end
+$_$;
 
 
 
@@ -7674,6 +8223,17 @@ COMMENT ON TABLE tocsin.roles IS 'The roles that may use Tocsin, in addition to 
 
 
 
+ALTER TABLE tocsin.schedules ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tocsin.schedules_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+
 CREATE UNLOGGED TABLE tocsin.uptime (
     only_row boolean DEFAULT true NOT NULL,
     since timestamp with time zone NOT NULL,
@@ -7721,7 +8281,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:06:24.768906+00', '2026-11-29 18:06:24.772988+00', '2026-11-29 18:06:24.778581+00', '2026-11-30 18:06:24.778581+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:07:50.496712+00', '2026-11-29 18:07:50.501+00', '2026-11-29 18:07:50.506305+00', '2026-11-30 18:07:50.506305+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -7734,21 +8294,21 @@ INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:06:24.792885+00', '2026-11-29 18:06:24.794876+00', '2026-11-29 18:06:24.795836+00', '2985-03-06 18:06:24.795836+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:07:50.516586+00', '2026-11-29 18:07:50.518642+00', '2026-11-29 18:07:50.51957+00', '2985-03-06 18:07:50.51957+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:06:24.778581+00', '2026-11-29 18:06:24.778581+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:06:24.795836+00', '2026-11-29 18:06:24.795836+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:07:50.506305+00', '2026-11-29 18:07:50.506305+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:07:50.51957+00', '2026-11-29 18:07:50.51957+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:06:24.734091+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:06:24.734111+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:06:24.734115+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:07:50.472156+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:07:50.472176+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:07:50.47218+00');
 
 
 
@@ -7761,11 +8321,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '3f3bfb7f2d95bb3d1ef639fa76e4a44f25dd5961c48229851653b318bc2a1b41');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '65b5c7e5f8ba0ed6ea3961d167f16c59c5af11e1974eab6435ea6b1b345975fa');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:06:24.799612+00', '2026-11-29 18:06:24.800359+00', '2026-11-29 18:06:24.806123+00', 1795975584800359, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:06:24.801881+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:06:24.800359+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:07:50.523399+00', '2026-11-29 18:07:50.524161+00', '2026-11-29 18:07:50.529734+00', 1795975670524161, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:07:50.52564+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:07:50.524161+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -7787,42 +8347,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:06:24.799612+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:07:24.242489+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:08:50.043955+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:06:24.794212+00', '2026-11-29 18:06:26.794876+00', '2026-11-29 18:06:24.794212+00', '2026-11-29 18:06:24.794876+00', NULL, 1795975584794876, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:06:25.713949+00', '2026-11-29 18:06:25.713949+00', '2026-11-29 18:06:24.798177+00', '2026-11-29 18:06:24.798896+00', NULL, 1795975584798896, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:06:24.801881+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:06:24.798896+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', '2026-11-29 18:06:24.810273+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:06:24.816641+00', '2026-11-29 18:06:24.816641+00', '2026-11-29 18:06:24.816641+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:06:25.818588+00', '2026-11-29 18:06:25.818588+00', '2026-11-29 18:06:24.818588+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:06:25.820085+00', '2026-11-29 18:06:25.820085+00', '2026-11-29 18:06:24.820085+00', NULL, '2026-11-29 18:06:25.320085+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:06:24.821547+00', '2985-03-06 18:06:24.821547+00', '2026-11-29 18:06:24.821547+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:06:24.822526+00', '2026-11-29 18:06:24.822526+00', '2026-11-29 18:06:24.822526+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:07:50.517956+00', '2026-11-29 18:07:52.518642+00', '2026-11-29 18:07:50.517956+00', '2026-11-29 18:07:50.518642+00', NULL, 1795975670518642, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:07:51.694433+00', '2026-11-29 18:07:51.694433+00', '2026-11-29 18:07:50.521877+00', '2026-11-29 18:07:50.5226+00', NULL, 1795975670522600, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:07:50.52564+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:07:50.5226+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:07:50.536018+00', '2026-11-29 18:07:50.536018+00', '2026-11-29 18:07:50.536018+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:07:51.537111+00', '2026-11-29 18:07:51.537111+00', '2026-11-29 18:07:50.537111+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:07:51.537819+00', '2026-11-29 18:07:51.537819+00', '2026-11-29 18:07:50.537819+00', NULL, '2026-11-29 18:07:51.037819+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:07:50.538607+00', '2985-03-06 18:07:50.538607+00', '2026-11-29 18:07:50.538607+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:07:50.539263+00', '2026-11-29 18:07:50.539263+00', '2026-11-29 18:07:50.539263+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:06:24.242489+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:06:24.242489+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:06:24.242489+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:06:24.242489+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:07:50.043955+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:07:50.043955+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:07:50.043955+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:07:50.043955+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 18:07:50.043955+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 30243, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:06:24.739987+00', '2026-11-29 18:06:24.766592+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 624, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:07:50.479077+00', '2026-11-29 18:07:50.494687+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:06:24.619013+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:06:24.624858+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:06:24.824579+00', '2026-11-29 18:06:24.627578+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:07:50.389119+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:07:50.392515+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:07:50.540465+00', '2026-11-29 18:07:50.393954+00', 'tocsin.paused');
 
 
 
@@ -7838,13 +8399,16 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:06:24.73903+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 30243, '0.1.0', '2026-11-29 18:06:24.74256+00', '2026-11-29 18:06:24.74256+00', '2026-11-29 18:06:24.78488+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 30243, '0.1.0', '2026-11-29 18:06:24.787336+00', '2026-11-29 18:06:24.787336+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 30243, '0.1.0', '2026-11-29 18:06:24.790904+00', '2026-11-29 18:06:24.790904+00', NULL);
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:07:50.477849+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 624, '0.1.0', '2026-11-29 18:07:50.481421+00', '2026-11-29 18:07:50.481421+00', '2026-11-29 18:07:50.510171+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 624, '0.1.0', '2026-11-29 18:07:50.512101+00', '2026-11-29 18:07:50.512101+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 624, '0.1.0', '2026-11-29 18:07:50.514662+00', '2026-11-29 18:07:50.514662+00', NULL);
 
 
 
@@ -7877,6 +8441,10 @@ SELECT pg_catalog.setval('tocsin.queues_id_seq', 3, true);
 
 
 SELECT pg_catalog.setval('tocsin.registrations', 3, true);
+
+
+
+SELECT pg_catalog.setval('tocsin.schedules_id_seq', 1, false);
 
 
 
@@ -7986,6 +8554,16 @@ ALTER TABLE ONLY tocsin.rates
 
 ALTER TABLE ONLY tocsin.roles
     ADD CONSTRAINT roles_pkey PRIMARY KEY (kind);
+
+
+
+ALTER TABLE ONLY tocsin.schedules
+    ADD CONSTRAINT schedules_name_key UNIQUE (name);
+
+
+
+ALTER TABLE ONLY tocsin.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (id);
 
 
 
@@ -8146,6 +8724,10 @@ CREATE INDEX messages_timed ON tocsin.messages USING btree (queue_id, state, vt)
 
 
 
+CREATE INDEX schedules_queue ON tocsin.schedules USING btree (queue_id);
+
+
+
 CREATE UNIQUE INDEX slots_held ON tocsin.slots USING btree (limit_id, key, slot) WHERE (slot IS NOT NULL);
 
 
@@ -8264,6 +8846,11 @@ ALTER TABLE ONLY tocsin.queue_grants
 
 ALTER TABLE ONLY tocsin.rates
     ADD CONSTRAINT rates_limit_id_fkey FOREIGN KEY (limit_id) REFERENCES tocsin.limits(id) ON DELETE CASCADE;
+
+
+
+ALTER TABLE ONLY tocsin.schedules
+    ADD CONSTRAINT schedules_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id) ON DELETE CASCADE;
 
 
 
@@ -8429,6 +9016,10 @@ REVOKE ALL ON FUNCTION tocsin._check_register(q tocsin.queues, kind text) FROM P
 
 
 
+REVOKE ALL ON FUNCTION tocsin._check_schedule(s tocsin.schedules) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._clock() FROM PUBLIC;
 
 
@@ -8450,6 +9041,10 @@ REVOKE ALL ON FUNCTION tocsin._correct_heartbeats(t timestamp with time zone) FR
 
 
 REVOKE ALL ON FUNCTION tocsin._correct_history(history jsonb, t timestamp with time zone) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._correct_ticks(t timestamp with time zone) FROM PUBLIC;
 
 
 
@@ -8522,6 +9117,10 @@ REVOKE ALL ON FUNCTION tocsin._end_process(process_id bigint, died boolean) FROM
 
 
 REVOKE ALL ON FUNCTION tocsin._enqueue_rate(queue_id integer, t timestamp with time zone, unfinished bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._enqueue_tick(s tocsin.schedules) FROM PUBLIC;
 
 
 
@@ -8646,6 +9245,10 @@ REVOKE ALL ON FUNCTION tocsin._lock_key(kind text, number bigint) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._lock_own_worker(worker_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._lock_schedule(name text) FROM PUBLIC;
 
 
 
@@ -8777,6 +9380,10 @@ REVOKE ALL ON FUNCTION tocsin._refuse_missing(queue text) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._refuse_task(task text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._refuse_transition(w tocsin.workers, target text, code text, reason text) FROM PUBLIC;
 
 
@@ -8789,11 +9396,19 @@ REVOKE ALL ON FUNCTION tocsin._remove_queue(q tocsin.queues, force boolean, OUT 
 
 
 
+REVOKE ALL ON FUNCTION tocsin._replace_tick(s tocsin.schedules, next_tick timestamp with time zone) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._requeue(ids bigint[], leases bigint[], delay interval, counted boolean, outcome text, errors text[], tracebacks text[], delays double precision[], verdicts text[], keep_place boolean) FROM PUBLIC;
 
 
 
 REVOKE ALL ON FUNCTION tocsin._resolve_queue(ids bigint[], queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._restore_ticks() FROM PUBLIC;
 
 
 
@@ -8817,6 +9432,10 @@ REVOKE ALL ON FUNCTION tocsin._roll_up_count_deltas() FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._scheduled_key(s tocsin.schedules, tick timestamp with time zone) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._shared_after_all(key bigint) FROM PUBLIC;
 
 
@@ -8829,11 +9448,19 @@ REVOKE ALL ON FUNCTION tocsin._spend(l tocsin.limits, s tocsin.slots) FROM PUBLI
 
 
 
+REVOKE ALL ON FUNCTION tocsin._submit_scheduled(s tocsin.schedules, tick timestamp with time zone) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._sweep_orphans(most integer) FROM PUBLIC;
 
 
 
 REVOKE ALL ON FUNCTION tocsin._tell_process(w tocsin.workers, leases_taken boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._tick_key(schedule_id bigint) FROM PUBLIC;
 
 
 
@@ -8926,6 +9553,10 @@ REVOKE ALL ON FUNCTION tocsin.delete(ids bigint[], leases bigint[]) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.delete_queue(queue text, force boolean, dry_run boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.delete_schedule(name text) FROM PUBLIC;
 
 
 
@@ -9053,6 +9684,10 @@ REVOKE ALL ON FUNCTION tocsin.list_queues() FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.list_schedules(name text) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.list_tasks() FROM PUBLIC;
 
 
@@ -9070,6 +9705,10 @@ REVOKE ALL ON FUNCTION tocsin.maintain(OUT elected boolean, OUT partitions_creat
 
 
 REVOKE ALL ON FUNCTION tocsin.pause_queue(queue text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.pause_schedule(name text) FROM PUBLIC;
 
 
 
@@ -9165,7 +9804,15 @@ REVOKE ALL ON FUNCTION tocsin.resume_queue(queue text) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.resume_schedule(name text, next_tick timestamp with time zone, since timestamp with time zone) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.revoke_queue(queue text, role text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.run_schedule(name text) FROM PUBLIC;
 
 
 
@@ -9173,7 +9820,15 @@ REVOKE ALL ON FUNCTION tocsin.secure(former_roles oid[], before jsonb) FROM PUBL
 
 
 
+REVOKE ALL ON FUNCTION tocsin.server_time() FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.set_limit(name text, n integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.set_schedule(name text, task text, arguments jsonb, cron text, every interval, start timestamp with time zone, zone text, missed integer, overlap text, queue text, priority integer, headers jsonb, max_attempts integer, timeout interval, expires_in interval, next_tick timestamp with time zone, since timestamp with time zone, definition jsonb) FROM PUBLIC;
 
 
 
@@ -9202,6 +9857,10 @@ REVOKE ALL ON FUNCTION tocsin.submit_flow(name text, jobs jsonb) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.suspend(worker_id bigint, release boolean, drain boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.tick(message_id bigint, lease bigint, ticks timestamp with time zone[], next_tick timestamp with time zone) FROM PUBLIC;
 
 
 

@@ -18,6 +18,7 @@ from tocsin._jobs.listing import JobCount, ListedJob
 from tocsin._jobs.packing import Codec, Packing, PayloadStore
 from tocsin._jobs.planned import Planned
 from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
+from tocsin._jobs.schedules import All, Schedule, ScheduleOptions, Schedules
 from tocsin._jobs.session_job import BlockingJob
 from tocsin._jobs.task import Task, task
 from tocsin._jobs.worker import JobWorker
@@ -83,6 +84,8 @@ from .errors import (
     RateLimited,
     ResultInvalid,
     RoleNotFound,
+    ScheduleInvalid,
+    ScheduleNotFound,
     SchemaBusy,
     SchemaMissing,
     SchemaNewer,
@@ -100,6 +103,7 @@ from .settings import Settings
 __version__ = VERSION
 
 __all__ = [
+    "All",
     "ArgumentsInvalid",
     "BatchOptions",
     "BlockingJob",
@@ -183,6 +187,11 @@ __all__ = [
     "RetryPolicy",
     "RoleNotFound",
     "Roles",
+    "Schedule",
+    "ScheduleInvalid",
+    "ScheduleNotFound",
+    "ScheduleOptions",
+    "Schedules",
     "SchemaBusy",
     "SchemaDifference",
     "SchemaMissing",

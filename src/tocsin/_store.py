@@ -18,6 +18,7 @@ from tocsin._database.verify import SchemaDifference, verify
 from tocsin._jobs.flow import Flow, OnFailure
 from tocsin._jobs.flows import Flows
 from tocsin._jobs.jobs import Jobs
+from tocsin._jobs.schedules import Schedules
 from tocsin._jobs.task import Task
 from tocsin._jobs.worker import JobWorker, open_worker
 from tocsin._jobs.worker_options import JobWorkerOptions
@@ -61,6 +62,8 @@ class Store:
     """Submitting jobs, and asking how they stand."""
     flows: Flows
     """Looking at flows, cancelling and requeueing them."""
+    schedules: Schedules
+    """Setting, looking at and pausing schedules, which submit jobs by the clock."""
     events: Events
     """What this process's part of the store reports of its work."""
 
@@ -85,6 +88,7 @@ class Store:
         self.dead_letters = DeadLetters(database)
         self.jobs = Jobs(database, process, batcher, telemetry)
         self.flows = Flows(database)
+        self.schedules = Schedules(database)
 
     def __repr__(self) -> str:
         where = f"{self._database.address}, schema {self._database.schema.name!r}"

@@ -49,6 +49,14 @@ CALLS = {
     ),
     "await_job": "(1)",
     "leave_job": "(1, 1, false)",
+    "server_time": "()",
+    "set_schedule": """('s', 't', '[1]', every => '1 h', timeout => '1 s', expires_in => '1 h',
+                         next_tick => '2100-01-01')""",
+    "pause_schedule": "('s')",
+    "resume_schedule": "('s', next_tick => '2100-01-01')",
+    "tick": "(1, 1, '{}', '2100-01-01')",
+    "run_schedule": "('s')",
+    "list_schedules": "()",
     "job_outcomes": "(array[1, 2, 3]::bigint[])",
     "submit_flow": """('f', '[{"queue": "q", "task": "t", "payload": [1]}, {"queue": "q",
                         "task": "t", "payload": [1], "parents": [{"job": 0}]}]')""",
@@ -119,6 +127,7 @@ CALLS = {
     "stop": "(1)",
     "delete_worker": "(1)",
     "purge_workers": "('0 s', 'q')",
+    "delete_schedule": "('s')",
     "delete_queue": "('q', true)",
 }
 """A call of each entry point, in an order in which most of them find something to do.

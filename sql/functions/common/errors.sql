@@ -23,6 +23,7 @@
 --   TC040 KeyConflict {key, message_id, task}
 --   TC041 TaskUnknown {task}
 --   TC043 FlowNotFound {flow_id}
+--   TC046 ScheduleNotFound {schedule}
 create or replace function tocsin._raise_error(code text, message text, detail jsonb,
                                                hint text default '') returns void
 language plpgsql

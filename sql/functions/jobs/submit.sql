@@ -72,6 +72,17 @@ begin
 end
 $$;
 
+create or replace function tocsin._refuse_task(task text) returns void
+language plpgsql
+as $$
+begin
+    perform tocsin._check_any_grant();
+    perform tocsin._raise_error('TC041', format('no worker has registered a task "%s"', task),
+                                jsonb_build_object('task', task),
+                                'Start a worker that runs the task, once, or correct the name.');
+end
+$$;
+
 -- Submits a job of a registered task and returns its id. What is not given is as the
 -- task says. `timeout`: how long an attempt may take.
 create or replace function tocsin.submit(
@@ -94,11 +105,7 @@ begin
     end if;
     select x.* into t from tocsin.tasks x where x.name = submit.task;
     if not found then
-        perform tocsin._check_any_grant();
-        perform tocsin._raise_error('TC041',
-            format('no worker has registered a task "%s"', submit.task),
-            jsonb_build_object('task', submit.task),
-            'Start a worker that runs the task, once, or correct the name.');
+        perform tocsin._refuse_task(submit.task);
     end if;
     if submit.timeout is not null then
         options := jsonb_build_object('timeout', extract(epoch from submit.timeout));

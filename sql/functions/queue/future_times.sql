@@ -60,6 +60,7 @@ begin
               or x.state = 'ready' and x.due > beyond
           order by x.id for update of x skip locked) ahead
     where m.id = ahead.id;
+    perform tocsin._correct_ticks(t);
     update tocsin.dead_letters d set died_at = t where d.died_at > beyond;
     update tocsin.archive_count_deltas y set archived_at = t where y.archived_at > beyond;
     perform tocsin._ring(q.id) from tocsin.queues q;

@@ -96,6 +96,11 @@ begin
             || format('waits of ended sessions are not deleted: %s', sqlerrm);
     end;
     begin
+        perform tocsin._restore_ticks();
+    exception when others then
+        problems := problems || format('ticks of schedules are not enqueued: %s', sqlerrm);
+    end;
+    begin
         perform tocsin._roll_up_count_deltas();
     exception when others then
         problems := problems || format('counts of archived messages are not added up: %s', sqlerrm);

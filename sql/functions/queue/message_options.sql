@@ -13,6 +13,9 @@ begin
         perform tocsin._raise_error('TC022',
                                     'the name of a task must have between 1 and 1,024 bytes',
                                     '{"argument": "task"}');
+    elsif task = '$tick' then
+        perform tocsin._raise_error('TC022', 'only schedules enqueue the task "$tick"',
+                                    '{"argument": "task"}');
     elsif jsonb_typeof(options) <> 'object' or options - '{timeout,limits}'::text[] <> '{}'
         or jsonb_typeof(timeout) <> 'number' then
         perform tocsin._raise_error('TC022',

@@ -56,6 +56,11 @@ begin
         select x.* into m from tocsin.messages x where x.id = wanted;
         exit when not found;
         perform tocsin._check_change(m.queue_id);
+        if m.task = '$tick' then
+            perform tocsin._raise_error('TC022',
+                format('message %s is the next tick of schedule "%s"', m.id, m.payload ->> 'name'),
+                '{"argument": "message_id"}', 'Pause, change or delete the schedule.');
+        end if;
         or_running := or_running and m.task is not null;
         exit when m.state = 'leased' and not or_running
             and (m.vt > tocsin._clock() or m.cancel_reason is not null);

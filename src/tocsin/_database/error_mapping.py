@@ -31,6 +31,7 @@ from tocsin.errors import (
     QueueNotEmpty,
     QueueNotFound,
     RoleNotFound,
+    ScheduleNotFound,
     SchemaNewer,
     SchemaOutdated,
     StateTransitionError,
@@ -319,6 +320,8 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             return TaskUnknown(detail["task"])
         case "TC043":
             return FlowNotFound(detail["flow_id"])
+        case "TC046":
+            return ScheduleNotFound(detail["schedule"])
     raise AssertionError(f"the schema refused with an unknown code {code}: {problem}")
 
 

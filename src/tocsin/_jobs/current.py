@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -51,6 +52,16 @@ class CurrentJob:
     def max_attempts(self) -> int:
         """After how many attempts a job that fails becomes a dead letter."""
         return self.message.max_deliveries
+
+    @property
+    def tick(self) -> datetime | None:
+        """The tick for which a schedule has submitted the job, in UTC; None: none has.
+
+        It stays the same when the job begins late, and for all its attempts.
+        """
+        job = self.message.job
+        tick = None if job is None else job.options.get("tick")
+        return None if tick is None else datetime.fromisoformat(tick).astimezone(UTC)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

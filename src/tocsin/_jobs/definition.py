@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Generic, Literal, TypedDict, TypeVar, cast
+from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
 import attrs
 
 from tocsin._durations import Duration
 
-from .limits import Limiting
+from .limits import Limiting, describe_limits
 from .packing import Packing
 from .planned import Link
 from .retrying import RetryPolicy
@@ -65,6 +65,20 @@ class Definition(Generic[R]):
         if self.packing is not None:
             form = self.packing.unpack(self.name, form)
         return cast(R, self.signature.read_result(form))
+
+
+def describe_definition(definition: Definition[Any]) -> dict[str, object]:
+    """Return a task as ``tocsin.register_tasks`` takes it."""
+    options = definition.options
+    return {
+        "name": definition.name,
+        "queue": options.queue,
+        "max_deliveries": options.max_attempts,
+        "priority": options.priority,
+        "timeout": options.timeout,
+        "limits": describe_limits(options.limits, definition.signature),
+        "description": options.description,
+    }
 
 
 class SubmitOptions(TypedDict, total=False):

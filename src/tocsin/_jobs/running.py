@@ -20,7 +20,7 @@ import trio
 from tocsin._queue.consuming.failure import Escaped, find_leaves, split
 from tocsin._queue.consuming.handlers import check_that_it_ran, make_caller
 from tocsin._queue.consuming.verdicts import AttemptFailed, Reject, Snooze, Verdict
-from tocsin._queue.message import JobData, Message
+from tocsin._queue.message import TICK, JobData, Message
 from tocsin._queue.payload import encode
 from tocsin.errors import ArgumentsInvalid, ResultInvalid, ValueUnreadable
 
@@ -31,6 +31,7 @@ from .judging import judge
 from .packing import Packing, run_packing
 from .places import Places
 from .task import Task
+from .ticking import handle_tick
 
 logger = logging.getLogger("tocsin.job")
 
@@ -75,6 +76,9 @@ class TaskRunner:
         """
         self.called += 1
         job = message.job
+        if job is not None and job.task == TICK:
+            await handle_tick(message)
+            return
         task = None if job is None else self.tasks.get(job.task)
         if job is None or task is None:
             self._leave(message, job)

@@ -23,6 +23,7 @@ import attrs
 from tocsin._arguments import check_count, check_priority, check_text
 from tocsin._database.schema import Schema
 from tocsin._durations import Duration, to_seconds
+from tocsin._queue.message import TICK
 
 from .connections import BlockingTarget
 from .definition import Call, Definition, SubmitOptions, TaskOptions
@@ -64,6 +65,8 @@ class Task(Generic[P, R]):
         packing: Packing | None,
     ) -> None:
         name = find_name(function) if name is None else check_text(name, "name")
+        if name == TICK:
+            raise ValueError(f"{TICK} is the task of schedules; give another name")
         signature = Signature(name, function)
         check_keys(options.limits, signature)
         self.definition: Definition[R] = Definition(name, options, signature, packing)

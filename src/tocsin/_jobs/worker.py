@@ -22,9 +22,9 @@ from tocsin._queue.workers.registration import registered
 from tocsin.errors import Suspended
 
 from .completion import BeginTransaction
+from .definition import describe_definition
 from .executor import open_executor
 from .job_consumer import JobConsumer
-from .limits import describe_limits
 from .places import Places
 from .running import TaskRunner, find_tasks
 from .task import Task
@@ -260,17 +260,4 @@ def _check_weights(
 
 def _describe(tasks: dict[str, Task[..., Any]]) -> str:
     """Return the tasks as ``tocsin.register_tasks`` takes them."""
-    return encode(
-        [
-            {
-                "name": task.name,
-                "queue": task.options.queue,
-                "max_deliveries": task.options.max_attempts,
-                "priority": task.options.priority,
-                "timeout": task.options.timeout,
-                "limits": describe_limits(task.options.limits, task.definition.signature),
-                "description": task.options.description,
-            }
-            for task in tasks.values()
-        ]
-    )
+    return encode([describe_definition(task.definition) for task in tasks.values()])

@@ -50,6 +50,14 @@ TASK: Final = 15
 """The task of a job; None: a plain message."""
 OPTIONS: Final = 16
 
+TICK: Final = "$tick"
+"""The task of the messages of schedules; it is no task of a program."""
+
+
+def is_tick(message: Message) -> bool:
+    """Return whether a message is the tick of a schedule."""
+    return message._row[TASK] == TICK
+
 
 def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:
     """Return the ids and the leases of messages as arrays in PostgreSQL's notation.
@@ -69,6 +77,22 @@ def result_argument(messages: Iterable[Message]) -> str | None:
     if not any(results):
         return None
     return f"[{','.join([result or 'null' for result in results])}]"
+
+
+async def finish_by(message: Message, statement: str, arguments: Sequence[object]) -> bool:
+    """Finish a message by a statement that deletes it and does more.
+
+    Args:
+        message: The message.
+        statement: It takes the message's id and lease token, each as an array of one,
+            and then the arguments. It returns an array that says whether the lease was
+            still ours.
+        arguments: Its other parameters.
+
+    Returns:
+        Whether the lease was still ours.
+    """
+    return await message._source.settler.finish_by(message, statement, arguments)
 
 
 class SupportsSettling(Protocol):
@@ -92,6 +116,9 @@ class SupportsSettling(Protocol):
         connection: AnyConnection | None = None,
     ) -> list[bool]: ...
     async def extend(self, messages: Sequence[Message], seconds: Duration) -> list[bool]: ...
+    async def finish_by(
+        self, message: Message, statement: str, arguments: Sequence[object]
+    ) -> bool: ...
 
 
 @attrs.frozen

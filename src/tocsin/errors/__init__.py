@@ -27,6 +27,8 @@ from ._jobs import (
     JobNotFound,
     JobTimedOut,
     ResultInvalid,
+    ScheduleInvalid,
+    ScheduleNotFound,
     TaskUnknown,
     ValueUnreadable,
 )
@@ -79,6 +81,8 @@ __all__ = [
     "RateLimited",
     "ResultInvalid",
     "RoleNotFound",
+    "ScheduleInvalid",
+    "ScheduleNotFound",
     "SchemaBusy",
     "SchemaMissing",
     "SchemaNewer",

@@ -19,6 +19,8 @@ __all__ = [
     "JobNotFound",
     "JobTimedOut",
     "ResultInvalid",
+    "ScheduleInvalid",
+    "ScheduleNotFound",
     "TaskUnknown",
     "ValueUnreadable",
 ]
@@ -179,3 +181,24 @@ class ValueUnreadable(TocsinError):
         """Name of the task."""
         self.reason = reason
         """What the codec or the payload store has raised."""
+
+
+class ScheduleInvalid(TocsinError, ValueError):
+    """A schedule that could not tick. Nothing was changed."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        """What is wrong: ``zone``, ``every``, ``cron``, or one field of the expression,
+        as in ``cron.hour``."""
+        self.reason = reason
+        """What is wrong with it."""
+
+
+class ScheduleNotFound(TocsinError, LookupError):
+    """There is no such schedule."""
+
+    def __init__(self, schedule: str) -> None:
+        super().__init__(f"there is no schedule {schedule!r}")
+        self.schedule = schedule
+        """Name of the schedule."""

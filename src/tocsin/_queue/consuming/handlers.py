@@ -6,22 +6,26 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import attrs
 import trio
 
 from tocsin._durations import Duration, to_seconds
-from tocsin._queue.message import Message
+from tocsin._queue.message import Message, is_tick
 from tocsin.telemetry.instruments import Instruments
 
 from .failure import Escaped
 from .handler_kind import is_async_handler
 from .instrumented import instrument
+from .verdicts import Snooze
 from .worker_options import WorkerOptions
 
 Caller: TypeAlias = Callable[[Any], Awaitable[object]]
 """A function that calls a handler with its argument, and returns its result."""
+
+TICK_AGAIN_AFTER: Final = 10.0
+"""Seconds after which a tick that a plain consumer has claimed may be claimed again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -63,15 +67,22 @@ def make_options(
     ordered: bool = False,
     worker: WorkerOptions | None = None,
 ) -> HandlerOptions:
-    """Check a handler and its options, and return them."""
+    """Check a handler and its options, and return them.
+
+    Ticks of schedules are left to the consumers of workers.
+    """
     check_handler(handler)
     call = make_caller(instrument(handler, instruments, batches=batches))
 
     async def call_with_batch(messages: list[Message]) -> object:
+        if worker is None:
+            _leave_ticks(messages)
         # the handler may remove messages from its list
         return await call(list(messages))
 
     def call_with_first(messages: list[Message]) -> Awaitable[object]:
+        if worker is None:
+            _leave_ticks(messages)
         return call(messages[0])
 
     return HandlerOptions(
@@ -86,6 +97,18 @@ def make_options(
         ordered=ordered,
         worker=worker or WorkerOptions(),
     )
+
+
+def _leave_ticks(messages: list[Message]) -> None:
+    """Leave the ticks of schedules to workers.
+
+    The other messages of a batch come again with them.
+
+    Raises:
+        Snooze: A message is a tick.
+    """
+    if any(map(is_tick, messages)):
+        raise Snooze(TICK_AGAIN_AFTER)
 
 
 def describe_handler(handler: Callable[..., object]) -> str:

@@ -88,6 +88,13 @@ class Settler:
         self._reporter.lost(gone)
         return [ours is not False for ours in extended]
 
+    async def finish_by(
+        self, message: Message, statement: str, arguments: Sequence[object]
+    ) -> bool:
+        """Finish a message by a statement that deletes it and does more."""
+        (settled,) = await self._settle(statement, "deleted", [message], *arguments)
+        return settled
+
     # Calls of a run
 
     async def archive_handled(self, messages: Sequence[Message]) -> list[bool]:
@@ -157,7 +164,9 @@ class Settler:
     ) -> list[bool]:
         arguments = [*settle_arguments(messages), *more]
         if connection is not None:
-            settled = await self._settle_on(connection, statement, messages, arguments)
+            settled = await _settle_on(
+                connection, self._database, self._leases, statement, messages, arguments
+            )
             lost = _lost(messages, settled)
             self._reporter.settled(messages, outcome, lost, in_transaction=True)
             return settled
@@ -166,24 +175,26 @@ class Settler:
         self.count_settled(messages, _lost(messages, settled), outcome)
         return list(settled)
 
-    async def _settle_on(
-        self,
-        connection: AnyConnection,
-        statement: str,
-        messages: Sequence[Message],
-        arguments: Sequence[object],
-    ) -> list[bool]:
-        """Settle messages in the caller's transaction.
 
-        Only its end shows whether they are settled: see ``leases.py``.
-        """
-        check_connection(connection)
-        new = self._leases.mark_in_transaction(messages)
-        settled = await fetch_value(connection, self._database.schema, statement, arguments)
-        gone = [m for m, was in zip(messages, settled, strict=True) if not was]
-        self._leases.unmark_in_transaction([m for m in gone if m in new])
-        self._leases.drop_gone(gone)
-        return list(settled)
+async def _settle_on(
+    connection: AnyConnection,
+    database: Database,
+    leases: Leases,
+    statement: str,
+    messages: Sequence[Message],
+    arguments: Sequence[object],
+) -> list[bool]:
+    """Settle messages in the caller's transaction.
+
+    Only its end shows whether they are settled: see ``leases.py``.
+    """
+    check_connection(connection)
+    new = leases.mark_in_transaction(messages)
+    settled = await fetch_value(connection, database.schema, statement, arguments)
+    gone = [m for m, was in zip(messages, settled, strict=True) if not was]
+    leases.unmark_in_transaction([m for m in gone if m in new])
+    leases.drop_gone(gone)
+    return list(settled)
 
 
 def _lost(messages: Sequence[Message], settled: Sequence[bool]) -> list[int]:
