@@ -128,7 +128,11 @@ async def test_bad_schema_name_is_refused(dsn: str, name: str) -> None:
         ("drop index tocsin.messages_timed", "index", "messages_timed"),
         ("drop trigger ring on tocsin.messages", "trigger", "messages.ring"),
         ("alter table tocsin.messages disable trigger ring", "trigger", "messages.ring"),
-        ("alter table tocsin.messages drop column last_error", "column", "messages.last_error"),
+        (
+            "alter table tocsin.messages drop column producer_worker_id",
+            "column",
+            "messages.producer_worker_id",
+        ),
         (
             "alter table tocsin.queues alter column max_deliveries set default 7",
             "column",
