@@ -1238,7 +1238,7 @@ declare
         when coalesce(s.name, '') = '' or octet_length(s.name) > 255 then 'name'
         when (s.cron is null) = (s.every is null) then 'every'
         when s.every not between '1 ms' and '1000 years' then 'every'
-        when s.cron not like '@%' and cardinality(regexp_split_to_array(btrim(s.cron), '\s+')) <> 5
+        when s.cron not like '@%' and cardinality(regexp_split_to_array(btrim(s.cron), '[[:space:]]+')) <> 5
             then 'cron'
         when s.start is not null and s.every is null then 'start'
         when s.start not between '0002-01-01 UTC' and '9999-12-30 UTC' then 'start'
@@ -4683,7 +4683,7 @@ CREATE FUNCTION tocsin.cancel_reasons(ids bigint[], leases bigint[]) RETURNS tex
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
-    return (select array_agg(m.cancel_reason order by g.n)
+    return (select coalesce(array_agg(m.cancel_reason order by g.n), '{}')
             from unnest(ids, leases) with ordinality as g (id, lease, n)
             left join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
                 and m.state is not distinct from 'leased');
@@ -8281,7 +8281,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:07:50.496712+00', '2026-11-29 18:07:50.501+00', '2026-11-29 18:07:50.506305+00', '2026-11-30 18:07:50.506305+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:16:57.132305+00', '2026-11-29 18:16:57.138683+00', '2026-11-29 18:16:57.145939+00', '2026-11-30 18:16:57.145939+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8294,21 +8294,21 @@ INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:07:50.516586+00', '2026-11-29 18:07:50.518642+00', '2026-11-29 18:07:50.51957+00', '2985-03-06 18:07:50.51957+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:16:57.162898+00', '2026-11-29 18:16:57.165925+00', '2026-11-29 18:16:57.169489+00', '2985-03-06 18:16:57.169489+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:07:50.506305+00', '2026-11-29 18:07:50.506305+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:07:50.51957+00', '2026-11-29 18:07:50.51957+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:16:57.145939+00', '2026-11-29 18:16:57.145939+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:16:57.169489+00', '2026-11-29 18:16:57.169489+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:07:50.472156+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:07:50.472176+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:07:50.47218+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:16:57.08709+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:16:57.087121+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:16:57.08713+00');
 
 
 
@@ -8321,11 +8321,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '65b5c7e5f8ba0ed6ea3961d167f16c59c5af11e1974eab6435ea6b1b345975fa');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '3404842c39d5aa1ac6ce0f025fdb3a57b398a299b9853589e6f3baf9ac21267b');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:07:50.523399+00', '2026-11-29 18:07:50.524161+00', '2026-11-29 18:07:50.529734+00', 1795975670524161, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:07:50.52564+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:07:50.524161+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:16:57.181213+00', '2026-11-29 18:16:57.182572+00', '2026-11-29 18:16:57.191797+00', 1795976217182572, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:16:57.185062+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:16:57.182572+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8347,43 +8347,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:07:50.523399+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:08:50.043955+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:17:56.635436+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:07:50.517956+00', '2026-11-29 18:07:52.518642+00', '2026-11-29 18:07:50.517956+00', '2026-11-29 18:07:50.518642+00', NULL, 1795975670518642, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:07:51.694433+00', '2026-11-29 18:07:51.694433+00', '2026-11-29 18:07:50.521877+00', '2026-11-29 18:07:50.5226+00', NULL, 1795975670522600, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:07:50.52564+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:07:50.5226+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', '2026-11-29 18:07:50.534047+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:07:50.536018+00', '2026-11-29 18:07:50.536018+00', '2026-11-29 18:07:50.536018+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:07:51.537111+00', '2026-11-29 18:07:51.537111+00', '2026-11-29 18:07:50.537111+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:07:51.537819+00', '2026-11-29 18:07:51.537819+00', '2026-11-29 18:07:50.537819+00', NULL, '2026-11-29 18:07:51.037819+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:07:50.538607+00', '2985-03-06 18:07:50.538607+00', '2026-11-29 18:07:50.538607+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:07:50.539263+00', '2026-11-29 18:07:50.539263+00', '2026-11-29 18:07:50.539263+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:16:57.164905+00', '2026-11-29 18:16:59.165925+00', '2026-11-29 18:16:57.164905+00', '2026-11-29 18:16:57.165925+00', NULL, 1795976217165925, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:16:58.054678+00', '2026-11-29 18:16:58.054678+00', '2026-11-29 18:16:57.173529+00', '2026-11-29 18:16:57.179209+00', NULL, 1795976217179209, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:16:57.185062+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:16:57.179209+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', '2026-11-29 18:16:57.199182+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:16:57.203277+00', '2026-11-29 18:16:57.203277+00', '2026-11-29 18:16:57.203277+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:16:58.204847+00', '2026-11-29 18:16:58.204847+00', '2026-11-29 18:16:57.204847+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:16:58.205724+00', '2026-11-29 18:16:58.205724+00', '2026-11-29 18:16:57.205724+00', NULL, '2026-11-29 18:16:57.705724+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:16:57.206612+00', '2985-03-06 18:16:57.206612+00', '2026-11-29 18:16:57.206612+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:16:57.207342+00', '2026-11-29 18:16:57.207342+00', '2026-11-29 18:16:57.207342+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:07:50.043955+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:07:50.043955+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:07:50.043955+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:07:50.043955+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 18:07:50.043955+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:16:56.635436+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:16:56.635436+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:16:56.635436+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:16:56.635436+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 18:16:56.635436+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 624, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:07:50.479077+00', '2026-11-29 18:07:50.494687+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 21791, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:16:57.097518+00', '2026-11-29 18:16:57.129636+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:07:50.389119+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:07:50.392515+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:07:50.540465+00', '2026-11-29 18:07:50.393954+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:16:56.971531+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:16:56.977312+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:16:57.209115+00', '2026-11-29 18:16:56.979997+00', 'tocsin.paused');
 
 
 
@@ -8402,13 +8402,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:07:50.477849+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:16:57.096201+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 624, '0.1.0', '2026-11-29 18:07:50.481421+00', '2026-11-29 18:07:50.481421+00', '2026-11-29 18:07:50.510171+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 624, '0.1.0', '2026-11-29 18:07:50.512101+00', '2026-11-29 18:07:50.512101+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 624, '0.1.0', '2026-11-29 18:07:50.514662+00', '2026-11-29 18:07:50.514662+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 21791, '0.1.0', '2026-11-29 18:16:57.102747+00', '2026-11-29 18:16:57.102747+00', '2026-11-29 18:16:57.151897+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 21791, '0.1.0', '2026-11-29 18:16:57.155154+00', '2026-11-29 18:16:57.155154+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 21791, '0.1.0', '2026-11-29 18:16:57.159927+00', '2026-11-29 18:16:57.159927+00', NULL);
 
 
 

@@ -119,6 +119,9 @@ NOT_ADVISED = {
     tocsin.ValueUnreadable,
     tocsin.FlowInvalid,  # no command submits a flow
     tocsin.FlowNotFound,
+    # no command sets or shows schedules
+    tocsin.ScheduleInvalid,
+    tocsin.ScheduleNotFound,
 }
 
 

@@ -564,6 +564,7 @@ async def test_a_schedule_ends_with_its_queue(store: tocsin.Store, store_dsn: st
         await store.schedules.set("s", tasks.halve.call(1), every=HOUR)
 
 
+@pytest.mark.slow
 async def test_idle_schedules_send_no_statement(dsn_of_quiet_store: str) -> None:
     dsn = dsn_of_quiet_store
     async with tocsin.connect(dsn, heartbeat=HOUR) as store, working(store, tasks.nothing):

@@ -117,7 +117,7 @@ async def test_free_slots_go_to_queues_by_their_weights(store: tocsin.Store) -> 
     def begun(count: int) -> bool:
         return len(order) == count
 
-    jobs = [await task.submit(store) for _ in range(30) for task in (here, there)]
+    jobs = [await task.submit(store) for _ in range(45) for task in (here, there)]
     async with working(store, here, there, queues=queues, concurrency=2):
         for number in range(40):
             await until(partial(begun, number + 2))

@@ -10,7 +10,7 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 begin
-    return (select array_agg(m.cancel_reason order by g.n)
+    return (select coalesce(array_agg(m.cancel_reason order by g.n), '{}')
             from unnest(ids, leases) with ordinality as g (id, lease, n)
             left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
                 and m.state is not distinct from 'leased');

@@ -40,7 +40,7 @@ declare
         when coalesce(s.name, '') = '' or octet_length(s.name) > 255 then 'name'
         when (s.cron is null) = (s.every is null) then 'every'
         when s.every not between '1 ms' and '1000 years' then 'every'
-        when s.cron not like '@%' and cardinality(regexp_split_to_array(btrim(s.cron), '\s+')) <> 5
+        when s.cron not like '@%' and cardinality(regexp_split_to_array(btrim(s.cron), '[[:space:]]+')) <> 5
             then 'cron'
         when s.start is not null and s.every is null then 'start'
         when s.start not between '0002-01-01 UTC' and '9999-12-30 UTC' then 'start'
