@@ -40,14 +40,14 @@ async def test_a_job_that_waits_is_cancelled_at_once(store: tocsin.Store) -> Non
         await store.jobs.cancel(10**9)
 
 
-async def test_a_job_that_runs_ends_and_keeps_its_key_until_then(
-    store: tocsin.Store, store_dsn: str
-) -> None:
+async def test_a_job_that_runs_ends_and_keeps_its_key_until_then(store: tocsin.Store) -> None:
+    began = trio.Event()
     ended = trio.Event()
     cleaned_up = trio.Event()
 
     @tocsin.task(name="cleaning", timeout=None)
     async def run_until_cancelled() -> None:
+        began.set()
         try:
             await trio.sleep_forever()
         finally:
@@ -57,32 +57,37 @@ async def test_a_job_that_runs_ends_and_keeps_its_key_until_then(
 
     async with working(store, run_until_cancelled):
         job = await run_until_cancelled.using(key="k").submit(store)
-        await until_true(store_dsn, RUNNING)
-        await job.cancel("the order was withdrawn")
-        with trio.fail_after(PATIENCE):
-            await ended.wait()
-        await job.cancel("again")
-        assert (await job.info()).state == "running"
-        same = await run_until_cancelled.using(key="k").submit(store)
-        assert same.id == job.id
-        cleaned_up.set()
+        try:
+            with trio.fail_after(PATIENCE):
+                await began.wait()
+            await job.cancel("the order was withdrawn")
+            with trio.fail_after(PATIENCE):
+                await ended.wait()
+            await job.cancel("again")
+            assert (await job.info()).state == "running"
+            same = await run_until_cancelled.using(key="k").submit(store)
+            assert same.id == job.id
+        finally:
+            cleaned_up.set()
         assert await outcome_of(job) == "the order was withdrawn"
         assert (await job.info()).attempts == 1
-        # the worker goes on
-        assert (await run_until_cancelled.using(key="k").submit(store)).id != job.id
+        another = await run_until_cancelled.using(key="k", delay=3600).submit(store)
+        assert another.id != job.id
 
 
 @pytest.mark.parametrize("ending", ["return", "error", "retry"])
 async def test_an_attempt_that_ends_after_the_mark_ends_as_cancelled(
-    store: tocsin.Store, store_dsn: str, ending: str
+    store: tocsin.Store, ending: str
 ) -> None:
     """However it ends, and no attempt follows."""
     attempts = 0
+    began = trio.Event()
 
     @tocsin.task(name="stubborn", retry=0)
     async def ignore_cancellation() -> str:
         nonlocal attempts
         attempts += 1
+        began.set()
         with suppress(trio.Cancelled):
             await trio.sleep_forever()
         if ending == "error":
@@ -93,7 +98,8 @@ async def test_an_attempt_that_ends_after_the_mark_ends_as_cancelled(
 
     async with working(store, ignore_cancellation):
         job = await ignore_cancellation.submit(store)
-        await until_true(store_dsn, RUNNING)
+        with trio.fail_after(PATIENCE):
+            await began.wait()
         await job.cancel("enough")
         assert await outcome_of(job) == "enough"
     assert attempts == 1
@@ -101,14 +107,14 @@ async def test_an_attempt_that_ends_after_the_mark_ends_as_cancelled(
     assert await store.dead_letters.list("default") == []
 
 
-async def test_a_function_in_a_thread_is_told_and_left_alone(
-    store: tocsin.Store, store_dsn: str
-) -> None:
+async def test_a_function_in_a_thread_is_told_and_left_alone(store: tocsin.Store) -> None:
+    began = trio.Event()
     go_on = threading.Event()
     told: list[str] = []
 
     @tocsin.task(name="in a thread", timeout=None)
     def run() -> str:
+        trio.from_thread.run_sync(began.set)
         go_on.wait(PATIENCE)
         try:
             tocsin.current_job().check_cancelled()
@@ -119,7 +125,8 @@ async def test_a_function_in_a_thread_is_told_and_left_alone(
 
     async with working(store, run, concurrency=1):
         job = await run.submit(store)
-        await until_true(store_dsn, RUNNING)
+        with trio.fail_after(PATIENCE):
+            await began.wait()
         await job.cancel("stop")
         assert await outcome_of(job) == "stop"  # while the thread still runs
         go_on.set()

@@ -10,7 +10,7 @@ import tocsin
 
 
 async def test_a_store_shows_where_it_is_and_a_worker_which_it_is(store_dsn: str) -> None:
-    dsn = make_conninfo(store_dsn, password="hunter2", application_name="payroll")
+    dsn = make_conninfo(store_dsn, application_name="payroll")
     async with tocsin.connect(dsn) as store:
         await store.queues.ensure("q")
         async with store.producer("q", name="p") as p, store.consumer("q", name="c") as c:
