@@ -7629,33 +7629,6 @@ COMMENT ON COLUMN tocsin.archive.result IS 'Of a job that has succeeded: what it
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113018 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb,
-    task text,
-    options jsonb,
-    outcome text,
-    result jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113018 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113019 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -7680,6 +7653,33 @@ CREATE TABLE tocsin.archive_1h_2026113019 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113019 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113020 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113020 REPLICA IDENTITY FULL;
 
 
 
@@ -8253,11 +8253,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113018 FOR VALUES FROM (1, '2026-11-30 18:00:00+00') TO (1, '2026-11-30 19:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113019 FOR VALUES FROM (1, '2026-11-30 19:00:00+00') TO (1, '2026-11-30 20:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113020 FOR VALUES FROM (1, '2026-11-30 20:00:00+00') TO (1, '2026-11-30 21:00:00+00');
 
 
 
@@ -8281,7 +8281,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:42:39.590775+00', '2026-11-29 18:42:39.594709+00', '2026-11-29 18:42:39.599835+00', '2026-11-30 18:42:39.599835+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113019 VALUES (1, 2, 0, 1, 1, '2026-11-29 19:01:15.423467+00', '2026-11-29 19:01:15.426876+00', '2026-11-29 19:01:15.43169+00', '2026-11-30 19:01:15.43169+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8294,21 +8294,21 @@ INSERT INTO tocsin.archive_1h_2026113018 VALUES (1, 2, 0, 1, 1, '2026-11-29 18:4
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 18:42:39.611194+00', '2026-11-29 18:42:39.614047+00', '2026-11-29 18:42:39.615113+00', '2985-03-06 18:42:39.615113+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 19:01:15.444526+00', '2026-11-29 19:01:15.447418+00', '2026-11-29 19:01:15.44858+00', '2985-03-06 19:01:15.44858+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 18:42:39.599835+00', '2026-11-29 18:42:39.599835+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 18:42:39.615113+00', '2026-11-29 18:42:39.615113+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 19:01:15.43169+00', '2026-11-29 19:01:15.43169+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 19:01:15.44858+00', '2026-11-29 19:01:15.44858+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 18:42:39.564168+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 18:00:00+00","2026-11-30 20:00:00+00")', '2026-11-29 18:42:39.564187+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 18:42:39.564192+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 19:01:15.401475+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 19:00:00+00","2026-11-30 21:00:00+00")', '2026-11-29 19:01:15.401491+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 19:01:15.401495+00');
 
 
 
@@ -8325,7 +8325,7 @@ INSERT INTO tocsin.contract VALUES (true, 1, 1, '3404842c39d5aa1ac6ce0f025fdb3a5
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:42:39.621121+00', '2026-11-29 18:42:39.622709+00', '2026-11-29 18:42:39.631032+00', 1795977759622709, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:42:39.625407+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:42:39.622709+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 19:01:15.453074+00', '2026-11-29 19:01:15.45383+00', '2026-11-29 19:01:15.460407+00', 1795978875453830, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:01:15.455549+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:01:15.45383+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8347,47 +8347,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 18:42:39.621121+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 18:43:39.225017+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 19:02:15.001774+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 18:42:39.613152+00', '2026-11-29 18:42:41.614047+00', '2026-11-29 18:42:39.613152+00', '2026-11-29 18:42:39.614047+00', NULL, 1795977759614047, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 18:42:40.733725+00', '2026-11-29 18:42:40.733725+00', '2026-11-29 18:42:39.618023+00', '2026-11-29 18:42:39.619882+00', NULL, 1795977759619882, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T18:42:39.625407+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T18:42:39.619882+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', '2026-11-29 18:42:39.636465+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 18:42:39.639802+00', '2026-11-29 18:42:39.639802+00', '2026-11-29 18:42:39.639802+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 18:42:40.641474+00', '2026-11-29 18:42:40.641474+00', '2026-11-29 18:42:39.641474+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 18:42:40.642341+00', '2026-11-29 18:42:40.642341+00', '2026-11-29 18:42:39.642341+00', NULL, '2026-11-29 18:42:40.142341+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 18:42:39.643224+00', '2985-03-06 18:42:39.643224+00', '2026-11-29 18:42:39.643224+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 18:42:39.644052+00', '2026-11-29 18:42:39.644052+00', '2026-11-29 18:42:39.644052+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 19:01:15.446487+00', '2026-11-29 19:01:17.447418+00', '2026-11-29 19:01:15.446487+00', '2026-11-29 19:01:15.447418+00', NULL, 1795978875447418, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 19:01:16.444202+00', '2026-11-29 19:01:16.444202+00', '2026-11-29 19:01:15.451385+00', '2026-11-29 19:01:15.452332+00', NULL, 1795978875452332, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:01:15.455549+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:01:15.452332+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', '2026-11-29 19:01:15.465079+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 19:01:15.467806+00', '2026-11-29 19:01:15.467806+00', '2026-11-29 19:01:15.467806+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 19:01:16.468979+00', '2026-11-29 19:01:16.468979+00', '2026-11-29 19:01:15.468979+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 19:01:16.469645+00', '2026-11-29 19:01:16.469645+00', '2026-11-29 19:01:15.469645+00', NULL, '2026-11-29 19:01:15.969645+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 19:01:15.470321+00', '2985-03-06 19:01:15.470321+00', '2026-11-29 19:01:15.470321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 19:01:15.470948+00', '2026-11-29 19:01:15.470948+00', '2026-11-29 19:01:15.470948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 18:42:39.225017+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 18:42:39.225017+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 18:42:39.225017+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 18:42:39.225017+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 18:42:39.225017+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 19:01:15.001774+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 19:01:15.001774+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 19:01:15.001774+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 19:01:15.001774+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 19:01:15.001774+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 11260, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 18:42:39.570182+00', '2026-11-29 18:42:39.588254+00');
-
-
-
-
-
-
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 18:42:39.470411+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 18:42:39.476087+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 18:42:39.64545+00', '2026-11-29 18:42:39.478895+00', 'tocsin.paused');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 10514, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 19:01:15.406698+00', '2026-11-29 19:01:15.421422+00');
 
 
 
 
+
+
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 19:01:15.312932+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 19:01:15.318061+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 19:01:15.472152+00', '2026-11-29 19:01:15.320056+00', 'tocsin.paused');
 
 
 
@@ -8402,13 +8398,17 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 18:42:39.569074+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 11260, '0.1.0', '2026-11-29 18:42:39.572396+00', '2026-11-29 18:42:39.572396+00', '2026-11-29 18:42:39.60392+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 11260, '0.1.0', '2026-11-29 18:42:39.606091+00', '2026-11-29 18:42:39.606091+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 11260, '0.1.0', '2026-11-29 18:42:39.60921+00', '2026-11-29 18:42:39.60921+00', NULL);
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 19:01:15.40557+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 10514, '0.1.0', '2026-11-29 19:01:15.408354+00', '2026-11-29 19:01:15.408354+00', '2026-11-29 19:01:15.436223+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 10514, '0.1.0', '2026-11-29 19:01:15.438196+00', '2026-11-29 19:01:15.438196+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 10514, '0.1.0', '2026-11-29 19:01:15.441968+00', '2026-11-29 19:01:15.441968+00', NULL);
 
 
 
@@ -8596,7 +8596,7 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113018_queue_id_id_idx ON tocsin.archive_1h_2026113018 USING btree (queue_id, id);
+CREATE INDEX archive_1h_2026113019_queue_id_id_idx ON tocsin.archive_1h_2026113019 USING btree (queue_id, id);
 
 
 
@@ -8604,15 +8604,15 @@ CREATE INDEX archive_jobs ON ONLY tocsin.archive USING btree (task, outcome, id)
 
 
 
-CREATE INDEX archive_1h_2026113018_task_outcome_id_idx ON tocsin.archive_1h_2026113018 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
-
-
-
-CREATE INDEX archive_1h_2026113019_queue_id_id_idx ON tocsin.archive_1h_2026113019 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113019_task_outcome_id_idx ON tocsin.archive_1h_2026113019 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
+CREATE INDEX archive_1h_2026113020_queue_id_id_idx ON tocsin.archive_1h_2026113020 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113020_task_outcome_id_idx ON tocsin.archive_1h_2026113020 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
 
 
 
@@ -8744,19 +8744,19 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113018_queue_id_id_idx;
-
-
-
-ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113018_task_outcome_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113019_queue_id_id_idx;
 
 
 
 ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113019_task_outcome_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113020_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113020_task_outcome_id_idx;
 
 
 

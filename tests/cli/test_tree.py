@@ -202,6 +202,7 @@ INVOCATIONS = """
 0  top EVERYWHERE --once --interval 2s
 0  completion bash
 0  admin stats EVERYWHERE
+0  flow EVERYWHERE list
 0  flow list EVERYWHERE --limit 5
 1  flow show 1 EVERYWHERE --draw mermaid
 1  flow show --id 1
@@ -224,7 +225,7 @@ IN_A_PROCESS_OF_ITS_OWN = (
 )
 ELSEWHERE = {
     "test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")],
-    "test_run.py": [("tocsin worker run", "--ordered")],
+    "test_run.py": [("tocsin worker run", "--ordered"), ("tocsin worker run", "--tasks")],
 }
 
 

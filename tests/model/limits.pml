@@ -25,7 +25,6 @@
  *   -DLOOK_FIRST        a scan looks at the line before it deletes the rows
  *   -DNO_SINCE          a scan trusts that all transactions know its queue
  *   -DSINCE_LAST       it tests that after it has looked at the line
- *   -DNO_GRANT_LOCK     two scans grant at a time
  *   -DNO_RING           an event does not ring
  */
 #define QUEUES 2
@@ -148,9 +147,6 @@ inline look() {
         free = (HELD == 0);
         waits = line[me] > 0
     }
-#ifdef NO_GRANT_LOCK
-    skip;
-#endif
     atomic {
         if
         :: free && waits -> line[me]--; grants = true
@@ -181,11 +177,7 @@ proctype Consumer(byte me)
 {
     bit deletes, names, free, waits, grants, keeps;
 scan:
-#ifndef NO_GRANT_LOCK
     atomic { !granting -> granting = true; rung[me] = false };   /* or it comes again soon */
-#else
-    rung[me] = false;
-#endif
 #ifdef LOOK_FIRST
     if
     :: checks[me] > 0 -> look()

@@ -96,7 +96,6 @@ def test_the_model_of_outcomes_fails_without_each_part(tmp_path: Path, missing: 
         "LOOK_FIRST",
         "NO_SINCE",
         "SINCE_LAST",
-        "NO_GRANT_LOCK",
         "NO_RING",
     ],
 )
