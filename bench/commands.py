@@ -4,7 +4,7 @@ Each round begins with a handler that holds a message. The round measures three
 commands. ``suspend(release=True)`` takes the message away: the time ends when the
 handler is cancelled. ``resume`` lets the consumer handle the message again: the time
 ends at the handler's first line. ``interrupt(grace=0)`` ends the run: the time ends
-when `tocsin.Suspended` is raised. The floor is a command by hand between two blocking
+when `tocsin.Suspended` is raised. The floor is a command between two blocking
 processes: one inserts a row and notifies, and the other deletes the row.
 """
 

@@ -1,8 +1,8 @@
 """``python -m bench.page results.json``: recorded results as a table in Markdown.
 
 The table is part of ``docs/performance.md``. Each row is a figure. For each server it
-has the value, the value of the work by hand, and the ratio of the two, with its range
-over the runs.
+has the value, the value of the floor, and the ratio of the two, with its range over
+the runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def tabulate(records: Sequence[Record]) -> str:
     lines = [
         (
             "| figure |"
-            f" {' | '.join(f'PostgreSQL {server} | by hand | ratio' for server in servers)} |"
+            f" {' | '.join(f'PostgreSQL {server} | floor | ratio' for server in servers)} |"
             " target |"
         ),
         f"| --- | {' | '.join('---: | ---: | ---:' for _ in servers)} | ---: |",

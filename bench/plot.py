@@ -118,9 +118,9 @@ def _pairs(records: Records, *names: tuple[str, str, str]) -> list[Bar]:
 
 
 def _drain(records: Records) -> Chart:
-    bars = _pairs(records, ("drain", "Tocsin", "by hand, one connection"))
+    bars = _pairs(records, ("drain", "Tocsin", "floor, one connection"))
     if "drain.four" in records:
-        bars.append(Bar("by hand, four threads", records["drain.four"]["floor"]))
+        bars.append(Bar("floor, four threads", records["drain.four"]["floor"]))
     peers = [r for name, r in records.items() if name.startswith("peers.") and bars]
     bars += [
         Bar(r["settings"]["peer"], r["floor"])
@@ -187,7 +187,7 @@ def _wakeup(records: Records) -> Chart:
         if f"wakeup.produce.{percentile}" in records:
             record = records[f"wakeup.produce.{percentile}"]
             bars += [
-                Bar(f"queue by hand, {word}", record["floor"]),
+                Bar(f"floor, {word}", record["floor"]),
                 Bar(f"Tocsin, {word}", record["value"], ours=True),
             ]
     return Chart(

@@ -7,13 +7,13 @@ its consumer waits for a notification again, and a pause has ended.
 
 A message is sent in two ways: ``produce`` is a trio process with a `tocsin.Producer`,
 and ``sql`` is ``select tocsin.enqueue(...)`` with blocking psycopg. The floor,
-``claim``, is a queue by hand with blocking psycopg: one process inserts and notifies in
+``claim``, is a minimal queue with blocking psycopg: one process inserts and notifies in
 one statement, and the other process wakes up and runs a DELETE that returns the row.
 
 Two figures split the time. ``blocking`` is ``sql`` up to the end of the claim, with a
 consumer that calls Tocsin's functions with blocking psycopg, and so without trio and
 Tocsin's Python code. ``heard`` is the time until that consumer has received the
-notification; its floor is the same time of the queue by hand.
+notification; its floor is the same time of ``claim``.
 
 Other figures compare with a notification without a message. ``notify`` is a bare NOTIFY
 in one direction, which writes nothing that must be flushed. Its floor, and that of
@@ -59,7 +59,7 @@ from tocsin.claim(%s, %s, 1, from_priority => %s, from_due => %s, from_id => %s,
 """
 """The claim of a consumer that has claimed before."""
 TARGETS = {50: 1.5, 99: 3.0}
-"""Maximum ratio to the queue by hand, by percentile."""
+"""Maximum ratio to the floor, by percentile."""
 RAW_TARGETS = {50: 2.5, 99: 5.0}
 """Maximum ratio to the round trip, by percentile."""
 
