@@ -59,7 +59,7 @@ class Store:
     dead_letters: DeadLetters
     """Looking at dead letters, replaying, archiving and purging them."""
     jobs: Jobs
-    """Submitting jobs, and asking how they stand."""
+    """Submitting jobs, looking at them and changing them."""
     flows: Flows
     """Looking at flows, cancelling and requeueing them."""
     schedules: Schedules

@@ -70,7 +70,7 @@ class CurrentJob:
         return logging.LoggerAdapter(logger.getChild(self.task), fields)
 
     def transaction(self) -> AbstractAsyncContextManager[Connection]:
-        """Open a transaction in which the function has its effects, and is `done`.
+        """Open a transaction for the effects of the function and for `done`.
 
         It is a transaction of `Store.transaction`. It commits at the end of the block,
         and rolls back when the block raises.
@@ -100,8 +100,8 @@ class CurrentJob:
                 `Message.archive` does; without, in that of `transaction`.
 
         Raises:
-            LeaseLost: This attempt no longer has the job. Do not catch the error within
-                the transaction.
+            LeaseLost: The lease of this attempt has ended. Do not catch the error
+                within the transaction.
             ResultInvalid: The result is not what the return annotation says.
             RuntimeError: There is no transaction, or the job is done.
             TypeError: The connection cannot be used.
@@ -114,7 +114,7 @@ class CurrentJob:
     def check_cancelled(self) -> None:
         """Raise if this attempt is to end; for plain functions, which run in threads.
 
-        A plain function cannot be ended from outside. One that takes long asks here
+        A thread cannot be killed, so a plain function that takes long calls this method
         from time to time.
 
         Raises:

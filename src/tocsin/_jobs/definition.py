@@ -34,7 +34,7 @@ class TaskOptions:
     priority: int
     """Smaller numbers are run first."""
     limits: tuple[Limiting, ...]
-    """How many of its jobs run at a time, and how often."""
+    """How many of its jobs run at a time, and how many become due in an interval."""
     description: str
     """What the task does, for people."""
     runs: Literal["task", "thread", "process"]

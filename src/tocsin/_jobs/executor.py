@@ -1,7 +1,7 @@
 """The processes in which a worker runs functions that compute.
 
-trio-parallel is the default. It is behind a protocol of one method, so a program can
-bring other processes.
+trio-parallel is the default. A program can give another `Executor`, which has one
+method.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ R = TypeVar("R")
 OnFailure: TypeAlias = Literal["cancel", "run", "hold"]
 """What becomes of a job when a job before it does not succeed.
 
-``cancel`` cancels it, and so those behind it by their own rules. ``run`` lets it run.
+``cancel`` cancels it, and so its children by their own rules. ``run`` lets it run.
 ``hold`` keeps it held until the other job is requeued and succeeds.
 """
 
@@ -94,7 +94,7 @@ class Flow:
         after: Iterable[object] = (),
         on_failure: OnFailure | None = None,
     ) -> R:
-        """Add a job, and return what stands for its result.
+        """Add a job, and return a placeholder for its result.
 
         The return value is a `Planned` job. As an argument of a later call, or as an
         item of a list there, it becomes the result of the job. So it has the type of

@@ -15,12 +15,12 @@ from .flow import OnFailure
 from .job_info import JobState
 
 FlowState: TypeAlias = Literal["running", "succeeded", "failed", "cancelled"]
-"""How a flow stands: running while a job of it is unfinished."""
+"""The state of a flow: running while a job of it is unfinished."""
 
 
 @attrs.frozen
 class FlowSummary:
-    """How many jobs of a flow stand how."""
+    """The state of a flow, and how many of its jobs are in each state."""
 
     id: int
     """Id of the flow."""
@@ -31,7 +31,7 @@ class FlowSummary:
     ended_at: datetime | None
     """When maintenance found it ended; None: it has not yet."""
     state: FlowState
-    """How it stands.
+    """Its state.
 
     A flow with an unfinished job is running. Else it has failed if a job has failed,
     and else it was cancelled if a job was.
@@ -43,7 +43,7 @@ class FlowSummary:
     succeeded: int
     """Jobs that have succeeded."""
     failed: int
-    """Jobs that have failed for good."""
+    """Jobs that have failed: dead letters."""
     cancelled: int
     """Jobs that were cancelled."""
 
@@ -61,7 +61,7 @@ class FlowJob:
     task: str
     """Name of its task."""
     state: JobState | Literal["deleted"]
-    """How it stands; deleted: nothing of it is kept any more."""
+    """Its state; deleted: no row of the job exists any more."""
     attempts: int
     """How many attempts have begun."""
     error: str | None
@@ -87,7 +87,7 @@ class FlowInfo:
     """A flow as it was when it was read."""
 
     summary: FlowSummary
-    """How it stands."""
+    """Its state."""
     jobs: tuple[FlowJob, ...]
     """Its jobs, parents before children."""
     edges: tuple[FlowEdge, ...]
@@ -104,7 +104,8 @@ class Flows:
         """Return a flow with its jobs and edges.
 
         Raises:
-            FlowNotFound: There is no such flow, or no longer.
+            FlowNotFound: No flow has this id, or it was deleted.
+            PermissionDenied: The role is no administrator.
             ConnectionLost: The database did not answer.
 
         Cancellation:
@@ -128,7 +129,8 @@ class Flows:
         The functions of jobs that are running are cancelled as by `Jobs.cancel`.
 
         Raises:
-            FlowNotFound: There is no such flow, or no longer.
+            FlowNotFound: No flow has this id, or it was deleted.
+            PermissionDenied: The role is no administrator.
             ConnectionLost: The database did not answer.
 
         Cancellation:
@@ -143,7 +145,8 @@ class Flows:
         succeeded do not run again.
 
         Raises:
-            FlowNotFound: There is no such flow, or no longer.
+            FlowNotFound: No flow has this id, or it was deleted.
+            PermissionDenied: The role is no administrator.
             ConnectionLost: The database did not answer.
 
         Cancellation:
@@ -165,6 +168,7 @@ class Flows:
             before: The last id of the page before.
 
         Raises:
+            PermissionDenied: The role is no administrator.
             ConnectionLost: The database did not answer.
 
         Cancellation:

@@ -1,4 +1,4 @@
-"""A job that was submitted: how it stands, and what it has come to."""
+"""A job that was submitted: its state and its outcome."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIRST_LOOK = 5.0
 
 
 async def find_job(database: Rows, job_id: int) -> JobInfo:
-    """Return how a job stands.
+    """Return the state of a job.
 
     Raises:
         JobNotFound: There is no such job.
@@ -44,7 +44,7 @@ async def find_job(database: Rows, job_id: int) -> JobInfo:
 
 
 async def look_up(process: Process, job_id: int) -> JobInfo:
-    """Return how a job stands: see `find_job`.
+    """Return the state of a job: see `find_job`.
 
     Tasks that look at a time share a statement.
     """
@@ -70,10 +70,10 @@ class Job(Generic[R]):
         return f"<tocsin.Job {self.id} of task {self._definition.name}>"
 
     async def info(self) -> JobInfo:
-        """Return how the job stands.
+        """Return the state of the job.
 
         Raises:
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
             ConnectionLost: The database did not answer.
 
         Cancellation:
@@ -92,12 +92,12 @@ class Job(Generic[R]):
             timeout: The longest wait in seconds; None: any time.
 
         Raises:
-            JobFailed: It has failed for good.
-            JobTimedOut: It has failed for good; its last attempt has taken too long.
+            JobFailed: It has failed, and no further attempt follows.
+            JobTimedOut: It has failed, and its last attempt has taken too long.
             JobCancelled: It was cancelled.
-            JobNotFound: There is no such job, or no longer: its queue keeps what is
-                finished for a shorter time. A wait finds a purged job gone with the
-                next heartbeat.
+            JobNotFound: No job has this id, or it was deleted, for example because the
+                retention of its queue is over. A wait for a job that is purged ends
+                with the next heartbeat.
             ResultInvalid: The result is not what the return annotation says.
             ValueUnreadable: The task's packing cannot return the result.
             ConnectionLost: The database did not answer to begin with; a later outage
@@ -131,7 +131,7 @@ class Job(Generic[R]):
 
         Raises:
             MessageNotWaiting: The job is finished.
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
             ConnectionLost: The database did not answer.
 
         Cancellation:

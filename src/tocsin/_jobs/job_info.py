@@ -1,4 +1,4 @@
-"""How a job stands, and what it has come to."""
+"""The state and the outcome of a job."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tocsin._queue.payload import decode
 from tocsin.errors import JobCancelled, JobFailed, JobTimedOut
 
 JobState: TypeAlias = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
-"""How a job stands."""
+"""The state of a job."""
 
 
 @attrs.frozen
 class JobInfo:
-    """How a job stood when it was asked for."""
+    """The state of a job at the time of the call."""
 
     id: int
     """Id of the job."""
     task: str
     """Name of its task."""
     state: JobState
-    """How it stands."""
+    """Its state."""
     attempts: int
     """How many attempts have begun."""
     result: Any
@@ -37,12 +37,12 @@ class JobInfo:
 
     @property
     def finished(self) -> bool:
-        """Whether the job has come to an end."""
+        """Whether the job is finished."""
         return self.state in ("succeeded", "failed", "cancelled")
 
 
 def read_row(row: Sequence[Any]) -> JobInfo:
-    """Return how a job stands that the database has told of."""
+    """Return the state of a job from a row of ``tocsin.job_outcomes``."""
     id_, task, state, attempts, result, reason, error, traceback = row
     value = None if result is None else decode(result)
     return JobInfo(id_, task, state, attempts, value, reason, error, traceback)

@@ -1,4 +1,4 @@
-"""The jobs of a store: submit them, and ask how they stand."""
+"""The jobs of a store: submit, look at and change them."""
 
 from __future__ import annotations
 
@@ -147,10 +147,10 @@ class Jobs(JobLists):
         return _JobSender(self._database, self._batcher, queue, self._telemetry)
 
     async def get(self, job_id: int) -> JobInfo:
-        """Return how a job stands.
+        """Return the state of a job, with its result or error.
 
         Raises:
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
             ConnectionLost: The database did not answer.
 
         Cancellation:
@@ -164,15 +164,15 @@ class Jobs(JobLists):
         A job that waits is cancelled at once. If the job runs, the worker's process is
         notified, and cancels the function: an async one by its cancel scope; a plain
         one is left alone in its thread, where `CurrentJob.check_cancelled` raises. The
-        job is cancelled when the attempt has ended, however it ends. The first of the
-        two decides: this call, or the end of the function.
+        job is cancelled when the attempt has ended, also if the function returns. A job
+        whose function has ended before the call keeps its outcome.
 
         Args:
             reason: The reason, which `JobCancelled` has.
 
         Raises:
             MessageNotWaiting: The job is finished.
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
             PermissionDenied: The queue was not granted.
             ConnectionLost: The database did not answer.
 
@@ -189,7 +189,7 @@ class Jobs(JobLists):
         Raises:
             KeyTaken: Another unfinished message of the queue has its key.
             MessageNotWaiting: The job is not finished.
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
             PermissionDenied: The queue was not granted.
             ConnectionLost: The database did not answer.
 
@@ -209,7 +209,7 @@ class Jobs(JobLists):
 
         Raises:
             MessageNotWaiting: The job is running or finished.
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
             PermissionDenied: The queue was not granted.
             ConnectionLost: The database did not answer.
             ValueError: Neither ``delay`` nor ``at`` is given, or both are.

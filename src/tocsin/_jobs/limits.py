@@ -43,7 +43,7 @@ def _check_n(_: object, attribute: attrs.Attribute[int], n: int) -> None:
 class Limit:
     """At most ``n`` jobs run at a time.
 
-    The limit holds over all processes, tasks and queues that name it.
+    The limit holds over all processes, tasks and queues that use it.
     """
 
     name: str = attrs.field(validator=_check_name)
@@ -69,19 +69,20 @@ class Limit:
 
 @attrs.frozen
 class Rate:
-    """``n`` jobs begin in ``per`` seconds, over all that name the rate.
+    """``n`` jobs become due in ``per`` seconds, over all tasks that use the rate.
 
-    A job over the rate is delayed until its turn. Each attempt counts.
+    A job over the rate is delayed until its turn. Each attempt counts. Jobs that become
+    due while no worker is free begin as soon as one is, also many at a time.
     """
 
     name: str = attrs.field(validator=_check_name)
     """Name of the rate; tasks that give the same name share it."""
     n: int = attrs.field(validator=_check_n)
-    """How many jobs are due in an interval, for each key."""
+    """How many jobs become due in an interval, for each key."""
     per: float = attrs.field(converter=_to_interval)
     """Seconds of the interval."""
     burst: int = attrs.field(default=1, kw_only=True, validator=_check_n)
-    """How many jobs are due at once after a pause; 1: they are spaced evenly."""
+    """How many jobs become due at once after a pause; 1: they are spaced evenly."""
     key: Key = attrs.field(default=None, kw_only=True, validator=_check_key)
     """As that of `Limit`."""
 

@@ -33,7 +33,7 @@ class ListedJob:
     queue: str
     """Name of its queue."""
     state: JobState
-    """How it stands."""
+    """Its state."""
     priority: int
     """Smaller numbers are run first."""
     key: str | None
@@ -75,7 +75,7 @@ class JobCount:
     task: str
     """Name of the task."""
     state: JobState
-    """How these jobs stand."""
+    """The state of these jobs."""
     count: int
     """How many there are."""
     exact: bool
@@ -110,7 +110,7 @@ class JobLists:
         Args:
             task: The name of a task.
             queue: The name of a queue.
-            state: How they stand.
+            state: The state of jobs.
             since: Only jobs that were submitted then or later.
             until: Only jobs that were submitted before.
             key: The key of jobs.
@@ -147,6 +147,7 @@ class JobLists:
         """Return how many jobs there are of each task in each state, by task.
 
         Raises:
+            PermissionDenied: The role is no administrator.
             ConnectionLost: The database did not answer.
 
         Cancellation:
@@ -174,6 +175,7 @@ class JobLists:
             dry_run: Delete nothing, and return how many jobs would be deleted.
 
         Raises:
+            PermissionDenied: The role is no administrator.
             ConnectionLost: The database did not answer.
             ValueError: An argument is out of its range.
 

@@ -1,12 +1,12 @@
-"""Arguments and results that are not stored as plain JSON: encoded, or kept elsewhere.
+"""Arguments and results that are encoded, or kept outside of the database.
 
 A task may have a codec, which compresses or encrypts, and a payload store, which keeps
 what is large. The row then has one of two JSON objects: ``{"$packed": BASE64}``, or
 ``{"$stored": REFERENCE}``. Anything else is the value itself, so SQL can still submit
 plain arguments.
 
-Both belong to the task and not to the store of a program: so the program that submits
-and the worker cannot disagree, and programs without a store have them, too.
+Both belong to the task, so the program that submits and the worker use the same ones,
+and programs without a store have them, too.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Each attempt ends in one of these ways. The function has returned: its result is
 archived with the message. It has raised, or has taken too long: the task's retry policy
 says when the next attempt is, or that there is none. It has raised `Retry`, `Snooze` or
-`Reject`: they mean what they mean to a handler. A lease was lost or the worker ends: it
-is cancelled, and the attempt does not count.
+`Reject`: they mean what they mean to a handler. The worker ends: the function is
+cancelled, and the attempt does not count. The lease was lost: the function is
+cancelled, and what it does has no effect on the job.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class ScheduleOptions(TypedDict, total=False):
 
 @attrs.frozen
 class Schedule:
-    """A schedule as it was when it was asked for."""
+    """A schedule at the time of the call."""
 
     name: str
     """Its name."""

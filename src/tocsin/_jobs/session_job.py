@@ -123,10 +123,10 @@ class BlockingJob(Generic[R]):
         return f"<tocsin.BlockingJob {self.id} of task {self._definition.name}>"
 
     def info(self) -> JobInfo:
-        """Return how the job stands.
+        """Return the state of the job.
 
         Raises:
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
             ConnectionLost: The database did not answer.
         """
         rows = self._fetch(OUTCOMES, [[self.id]])
@@ -159,7 +159,7 @@ class BlockingJob(Generic[R]):
 
         Raises:
             MessageNotWaiting: The job is finished.
-            JobNotFound: There is no such job, or no longer.
+            JobNotFound: No job has this id, or it was deleted.
         """
         with job_not_found(self.id):
             self._fetch(CANCEL, [self.id, check_text(reason, "reason")])

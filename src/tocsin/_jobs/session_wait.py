@@ -1,8 +1,8 @@
 """The wait for an outcome on the connection of a program without a store.
 
 ``sql/functions/jobs/session_waits.sql`` has the protocol. `SessionWait` says what to do
-next, and its user does that with a blocking or an async connection. So it is there
-once, and knows of no event loop.
+next, and its user does that with a blocking or an async connection. So both kinds of
+connections share one implementation.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SessionWait:
         self._locked = False
 
     def steps(self) -> Generator[Step, Any, JobInfo]:
-        """Yield what to do, until the job is finished; return how it stands.
+        """Yield what to do, until the job is finished; return its state.
 
         Raises:
             JobNotFound: There is no such job.

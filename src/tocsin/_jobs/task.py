@@ -74,7 +74,7 @@ class Task(Generic[P, R]):
         self.function: Callable[P, object] = function
         """The function as it was written."""
         self.is_async: bool = inspect.iscoroutinefunction(function)
-        """Whether the function is async; a plain one runs in a thread."""
+        """Whether the function is async; a plain one runs in a thread or a process."""
         functools.update_wrapper(cast(Callable[..., object], self), function)
 
     @property
@@ -118,7 +118,8 @@ class Task(Generic[P, R]):
 
         Raises:
             TocsinError: What `Jobs.submit_many` raises.
-            TypeError: A call is of another task, or the target is of no use.
+            TypeError: A call is of another task, or the target is neither a store nor
+                an async connection.
 
         Cancellation:
             The jobs are submitted or not.
@@ -325,8 +326,10 @@ def task(
             `exponential`, a delay, a list of delays, or a function of the attempt and
             its error. Without, the delay begins with a second and doubles.
         priority: Smaller numbers are run first.
-        limits: Each `Limit` or `Rate` says how many jobs run at a time, or how often.
-        packing: How its arguments and results are encoded, or kept elsewhere.
+        limits: Each `Limit` says how many jobs run at a time, and each `Rate` how many
+            become due in an interval.
+        packing: How its arguments and results are encoded, or kept outside of the
+            database.
         description: What the task does, for people; else the first line of the
             function's docstring.
         name: Name of the task in the database; else the function's module and name,

@@ -23,8 +23,8 @@ class JobWorkerOptions(TypedDict, total=False):
     """How many functions with ``runs="process"`` run at a time. Without, as many as the
     machine has processors."""
     executor: Executor | None
-    """Runs these functions in the place of trio-parallel; it is open for longer than
-    the block."""
+    """Runs these functions instead of trio-parallel. The program keeps it open until
+    the block of the worker has ended."""
     lifespan: Lifespan | None
     """Returns a context manager, whose value functions reach as `CurrentJob.state`.
     Each run enters it first and leaves it last, and ends with its error."""

@@ -84,7 +84,7 @@ class JobError(TocsinError):
 
 
 class JobFailed(JobError):
-    """The job has failed for good, and is a dead letter."""
+    """The job has failed, and is a dead letter."""
 
     def __init__(
         self, job_id: int, *, task: str, reason: str, attempts: int, error: str, traceback: str
@@ -105,7 +105,7 @@ class JobFailed(JobError):
 
 
 class JobTimedOut(JobFailed):
-    """The job has failed for good; its last attempt has taken too long."""
+    """The job has failed, and its last attempt has taken too long."""
 
 
 class JobCancelled(JobError):
@@ -120,7 +120,7 @@ class JobCancelled(JobError):
 
 
 class JobNotFound(JobError, LookupError):
-    """There is no such job, or no longer."""
+    """No job has this id, or it was deleted."""
 
     def __init__(self, job_id: int) -> None:
         super().__init__(
@@ -144,7 +144,7 @@ class FlowInvalid(TocsinError, ValueError):
 
 
 class FlowNotFound(TocsinError, LookupError):
-    """There is no such flow, or no longer."""
+    """No flow has this id, or it was deleted."""
 
     def __init__(self, flow_id: int) -> None:
         super().__init__(f"there is no flow {flow_id}")

@@ -19,7 +19,7 @@ OUTCOMES: Final = (
     "select id, task, state, attempts, result, reason, error, traceback"
     " from tocsin.job_outcomes(%s::bigint[])"
 )
-"""Asks how jobs stand."""
+"""Asks for the states of jobs."""
 
 
 @attrs.define(eq=False)
@@ -31,7 +31,7 @@ class _Look:
 
 
 class OutcomeLookup:
-    """Finds out how jobs stand."""
+    """Finds out the states of jobs."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -39,7 +39,7 @@ class OutcomeLookup:
         self._turn = trio.Lock()
 
     async def find(self, job_id: int) -> OutcomeRow | None:
-        """Return how a job stands now; None: there is no such job.
+        """Return the state of a job now; None: there is no such job.
 
         Raises:
             ConnectionLost: The database did not answer.
