@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, query, until_true
+from tests.support import PATIENCE, query, until, until_true
 from tests.support.jobs import working
 
 from . import tasks
 
 RUNNING = "exists (select from tocsin.messages where state = 'leased')"
+
+
+@tocsin.task(runs="process", timeout=None)
+def announce_and_loop(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    while True:
+        pass
 
 
 async def outcome_of(job: tocsin.Job[Any]) -> str:
@@ -133,6 +142,18 @@ async def test_a_function_in_a_thread_is_told_and_left_alone(store: tocsin.Store
         # its slot is free
         assert await (await run.submit(store)).result(timeout=PATIENCE) == "done"
     assert told == ["cancelled"]
+
+
+@pytest.mark.slow
+async def test_a_function_in_a_process_is_ended(store: tocsin.Store, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    async with working(store, announce_and_loop):
+        job = await announce_and_loop.submit(store, str(path))
+        await until(lambda: path.exists() and path.read_text())
+        await job.cancel("stop")
+        assert await outcome_of(job) == "stop"
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)
 
 
 async def test_the_mark_outlives_a_dead_holder(store: tocsin.Store, store_dsn: str) -> None:

@@ -122,3 +122,13 @@ class Call(Generic[R]):
     """What the call has chosen; see `Task.using`."""
     links: tuple[Link, ...] = ()
     """Arguments that are results of planned jobs; only a flow takes a call with any."""
+
+
+def check_call(call: object) -> None:
+    """Check that this is a call of a task.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(call, Call):
+        raise TypeError(f"a job is a call of a task, as Task.call returns it, not {call!r}")

@@ -16,7 +16,7 @@ from tocsin._queue.payload import encode
 from tocsin._queue.process.process import Process
 from tocsin.errors import FlowInvalid
 
-from .definition import Call
+from .definition import Call, check_call
 from .job import Job
 from .planned import Planned
 from .submitting import Submission, build_submission, pack_all
@@ -112,8 +112,9 @@ class Flow:
         Raises:
             FlowInvalid: The name is in use, or the job would run without an argument.
             ValueError: An argument is out of its range.
-            TypeError: The call has an option that a flow cannot give.
+            TypeError: It is no call, or has an option that a flow cannot give.
         """
+        check_call(call)
         if refused := call.options.keys() & {"key", "schema"}:
             raise TypeError(f"a job of a flow has no option {', '.join(sorted(refused))}")
         rule = self._on_failure if on_failure is None else _check_rule(on_failure)

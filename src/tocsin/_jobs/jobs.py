@@ -22,7 +22,7 @@ from .definition import Call, Definition
 from .job import Job, look_up
 from .job_info import JobInfo
 from .listing import JobLists
-from .submitting import SubmissionBatch, build_submission, pack_all, queue_of, refuse_schema
+from .submitting import SubmissionBatch, build_submission, check_calls, pack_all, queue_of
 
 R = TypeVar("R")
 
@@ -75,7 +75,7 @@ class Jobs(JobLists):
         Cancellation:
             The job is submitted or not; with a key, submitting it again is safe.
         """
-        refuse_schema([call])
+        check_calls([call])
         (call,) = await pack_all([call])
         submission = build_submission(call)
         sender = self._sender(submission.queue)
@@ -110,7 +110,7 @@ class Jobs(JobLists):
             The jobs are submitted or not.
         """
         calls = list(calls)
-        refuse_schema(calls)
+        check_calls(calls)
         calls = await pack_all(calls)
         queues = dict[str, list[Call[Any]]]()
         for call in calls:

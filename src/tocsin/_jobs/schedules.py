@@ -15,7 +15,7 @@ from tocsin._durations import Duration, to_timedelta
 from tocsin._queue.payload import decode, encode
 from tocsin.errors import ScheduleInvalid, ScheduleNotFound
 
-from .definition import Call, describe_definition
+from .definition import Call, check_call, describe_definition
 from .ticks import Ticks, check_cron, load_zone
 
 _SET = (
@@ -171,11 +171,12 @@ class Schedules:
         Cancellation:
             Atomic.
         """
-        if isinstance(call, Call):
+        if not isinstance(call, str):
+            check_call(call)
             options = cast(ScheduleOptions, {**call.options, **options})
         if unknown := options.keys() - ScheduleOptions.__annotations__.keys():
             raise TypeError(f"a schedule has no option {', '.join(sorted(unknown))}")
-        if isinstance(call, Call):
+        if not isinstance(call, str):
             task, written = call.definition.name, call.arguments
             definition = encode([describe_definition(call.definition)])[1:-1]
         else:

@@ -19,7 +19,7 @@ from tocsin._queue.producing.enqueue_request import (
 )
 from tocsin.errors import FlowInvalid
 
-from .definition import Call, SubmitOptions
+from .definition import Call, SubmitOptions, check_call
 from .packing import run_packing
 
 R = TypeVar("R")
@@ -86,12 +86,14 @@ async def pack_all(calls: Sequence[Call[R]]) -> list[Call[R]]:
     return [await run_packing(call.definition.packing, pack, call) for call in calls]
 
 
-def refuse_schema(calls: Sequence[Call[Any]]) -> None:
-    """Check that no call to a store names a schema.
+def check_calls(calls: Sequence[Call[Any]]) -> None:
+    """Check that a store takes these calls: none of them names a schema.
 
     Raises:
-        TypeError: One does.
+        TypeError: One does, or is no call.
     """
+    for call in calls:
+        check_call(call)
     if any("schema" in call.options for call in calls):
         raise TypeError("the option schema is for a connection as target; a store has its own")
 
