@@ -32,8 +32,8 @@ as $$
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, job_outcomes, await_jobs,
-        leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
+        submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, edit_job, job_outcomes,
+        await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
         server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
         list_schedules
     }'::name[]), '{producer, consumer, admin}'::text[]

@@ -94,8 +94,8 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         heartbeat,
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
-        submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, job_outcomes, await_jobs,
-        leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
+        submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, edit_job, job_outcomes,
+        await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
         server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
         list_schedules
     }'::name[]), '{producer, consumer, admin}'::text[]
@@ -863,6 +863,20 @@ begin
             or exists (select from "tocsin".queue_grants g
                        where pg_has_role("tocsin"._caller(), g.role, 'usage'))) then
         perform "tocsin"._refuse_caller('submit jobs', 'Grant a queue to the role with grant_queue.');
+    end if;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_arguments(arguments jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
+        perform "tocsin"._raise_error('TC022',
+            'arguments must be a JSON array or object, with the arguments by position or name',
+            '{"argument": "arguments"}');
     end if;
 end
 $$;
@@ -5038,6 +5052,66 @@ CREATE FUNCTION tocsin.detach_process(process_id bigint) RETURNS void
 
 
 
+CREATE FUNCTION tocsin.edit_job(job_id bigint, priority integer DEFAULT NULL::integer, arguments jsonb DEFAULT NULL::jsonb, limits jsonb DEFAULT NULL::jsonb, task text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    m "tocsin".messages := "tocsin"._lock_waiting(job_id, null, null);
+    t "tocsin".tasks;
+begin
+    if m.task is null or m.task <> edit_job.task then
+        perform "tocsin"._raise_error('TC022',
+            format('message %s is %s', m.id,
+                   coalesce('a job of task "' || m.task || '"', 'no job')),
+            '{"argument": "job_id"}');
+    elsif arguments is null then
+        return "tocsin".reprioritise(m.id, priority);
+    end if;
+    perform "tocsin"._check_arguments(arguments);
+    perform "tocsin"._check_payloads(q, jsonb_build_array(arguments), null)
+    from "tocsin".queues q where q.id = m.queue_id;
+    if m.waits_for is not null and exists (
+        select from "tocsin".edges e where e.child = m.id and e.argument <> '{}')
+    then
+        perform "tocsin"._raise_error('TC022',
+            format('an argument of job %s is to be the result of a job before it', m.id),
+            '{"argument": "arguments"}', 'Edit its arguments when it waits for no other job.');
+    end if;
+    if edit_job.limits is not null then
+        perform "tocsin"._check_limits(limits);
+    elsif m.options ? 'limits' then
+        select x.* into t from "tocsin".tasks x where x.name = m.task;
+        if not found then
+            perform "tocsin"._refuse_task(m.task);
+        end if;
+        limits := "tocsin"._limits_of(t, arguments);
+    end if;
+    if limits is distinct from coalesce(m.options -> 'limits', '[]') and limits is not null then
+        -- The update below puts the message into the lines of the new keys: limits.sql.
+        perform "tocsin"._free(m.id);
+        m.options := coalesce(m.options, '{}') || jsonb_build_object('limits', limits);
+        m.state := case when m.state = 'ready' then 'held' else m.state end;
+    end if;
+    update "tocsin".messages x
+    set priority = coalesce(edit_job.priority, x.priority), payload = arguments,
+        options = m.options, state = m.state
+    where x.id = m.id;
+    if m.state not in ('delayed', 'held') then
+        -- a consumer may have skipped the locked row, and may wait now
+        perform "tocsin"._ring(m.queue_id);
+    end if;
+    return m.id;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.end_awaiting(queue_ids integer[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -7305,11 +7379,7 @@ declare
     t "tocsin".tasks;
     options jsonb;
 begin
-    if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
-        perform "tocsin"._raise_error('TC022',
-            'arguments must be a JSON array or object, with the arguments by position or name',
-            '{"argument": "arguments"}');
-    end if;
+    perform "tocsin"._check_arguments(arguments);
     select x.* into t from "tocsin".tasks x where x.name = submit.task;
     if not found then
         perform "tocsin"._refuse_task(submit.task);
@@ -8281,7 +8351,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113019 VALUES (1, 2, 0, 1, 1, '2026-11-29 19:58:09.047966+00', '2026-11-29 19:58:09.070166+00', '2026-11-29 19:58:09.084282+00', '2026-11-30 19:58:09.084282+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113019 VALUES (1, 2, 0, 1, 1, '2026-11-29 19:58:58.641138+00', '2026-11-29 19:58:58.652808+00', '2026-11-29 19:58:58.658076+00', '2026-11-30 19:58:58.658076+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8294,21 +8364,21 @@ INSERT INTO tocsin.archive_1h_2026113019 VALUES (1, 2, 0, 1, 1, '2026-11-29 19:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 19:58:09.136738+00', '2026-11-29 19:58:09.152854+00', '2026-11-29 19:58:09.154435+00', '2985-03-06 19:58:09.154435+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 19:58:58.669563+00', '2026-11-29 19:58:58.671559+00', '2026-11-29 19:58:58.672681+00', '2985-03-06 19:58:58.672681+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 19:58:09.084282+00', '2026-11-29 19:58:09.084282+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 19:58:09.154435+00', '2026-11-29 19:58:09.154435+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 19:58:58.658076+00', '2026-11-29 19:58:58.658076+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 19:58:58.672681+00', '2026-11-29 19:58:58.672681+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 19:58:08.98814+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 19:00:00+00","2026-11-30 21:00:00+00")', '2026-11-29 19:58:08.988161+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 19:58:08.988165+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 19:58:58.583995+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 19:00:00+00","2026-11-30 21:00:00+00")', '2026-11-29 19:58:58.584013+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 19:58:58.584017+00');
 
 
 
@@ -8321,11 +8391,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '3404842c39d5aa1ac6ce0f025fdb3a57b398a299b9853589e6f3baf9ac21267b');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'f226b3810b329f9bd87a3b9c0d3cb57052113ba1f6336691c5cadfb1e91932bc');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 19:58:09.173883+00', '2026-11-29 19:58:09.176408+00', '2026-11-29 19:58:09.214773+00', 1795982289176408, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:58:09.189341+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:58:09.176408+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 19:58:58.676655+00', '2026-11-29 19:58:58.67752+00', '2026-11-29 19:58:58.684773+00', 1795982338677520, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:58:58.679338+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:58:58.67752+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8347,43 +8417,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 19:58:09.173883+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 19:59:08.207544+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 19:59:57.748246+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 19:58:09.147401+00', '2026-11-29 19:58:11.152854+00', '2026-11-29 19:58:09.147401+00', '2026-11-29 19:58:09.152854+00', NULL, 1795982289152854, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 19:58:09.990966+00', '2026-11-29 19:58:09.990966+00', '2026-11-29 19:58:09.167167+00', '2026-11-29 19:58:09.170895+00', NULL, 1795982289170895, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:58:09.189341+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:58:09.170895+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', '2026-11-29 19:58:09.234678+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 19:58:09.244233+00', '2026-11-29 19:58:09.244233+00', '2026-11-29 19:58:09.244233+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 19:58:10.248282+00', '2026-11-29 19:58:10.248282+00', '2026-11-29 19:58:09.248282+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 19:58:10.254599+00', '2026-11-29 19:58:10.254599+00', '2026-11-29 19:58:09.254599+00', NULL, '2026-11-29 19:58:09.754599+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 19:58:09.260759+00', '2985-03-06 19:58:09.260759+00', '2026-11-29 19:58:09.260759+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 19:58:09.264232+00', '2026-11-29 19:58:09.264232+00', '2026-11-29 19:58:09.264232+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 19:58:58.670806+00', '2026-11-29 19:59:00.671559+00', '2026-11-29 19:58:58.670806+00', '2026-11-29 19:58:58.671559+00', NULL, 1795982338671559, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 19:58:59.836005+00', '2026-11-29 19:58:59.836005+00', '2026-11-29 19:58:58.674871+00', '2026-11-29 19:58:58.67602+00', NULL, 1795982338676020, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:58:58.679338+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:58:58.67602+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 19:58:58.691919+00', '2026-11-29 19:58:58.691919+00', '2026-11-29 19:58:58.691919+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 19:58:59.692961+00', '2026-11-29 19:58:59.692961+00', '2026-11-29 19:58:58.692961+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 19:58:59.693661+00', '2026-11-29 19:58:59.693661+00', '2026-11-29 19:58:58.693661+00', NULL, '2026-11-29 19:58:59.193661+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 19:58:58.694325+00', '2985-03-06 19:58:58.694325+00', '2026-11-29 19:58:58.694325+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 19:58:58.694962+00', '2026-11-29 19:58:58.694962+00', '2026-11-29 19:58:58.694962+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 19:58:08.207544+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 19:58:08.207544+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 19:58:08.207544+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 19:58:08.207544+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 19:58:08.207544+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 19:58:57.748246+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 19:58:57.748246+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 19:58:57.748246+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 19:58:57.748246+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 19:58:57.748246+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 18650, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 19:58:08.998469+00', '2026-11-29 19:58:09.035027+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 20781, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 19:58:58.597636+00', '2026-11-29 19:58:58.631239+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 19:58:08.796917+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 19:58:08.809606+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 19:58:09.269415+00', '2026-11-29 19:58:08.816164+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 19:58:58.464455+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 19:58:58.47025+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 19:58:58.696192+00', '2026-11-29 19:58:58.471793+00', 'tocsin.paused');
 
 
 
@@ -8402,13 +8472,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 19:58:08.997678+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 19:58:58.594611+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 18650, '0.1.0', '2026-11-29 19:58:09.009066+00', '2026-11-29 19:58:09.009066+00', '2026-11-29 19:58:09.101779+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 18650, '0.1.0', '2026-11-29 19:58:09.113756+00', '2026-11-29 19:58:09.113756+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 18650, '0.1.0', '2026-11-29 19:58:09.126991+00', '2026-11-29 19:58:09.126991+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 20781, '0.1.0', '2026-11-29 19:58:58.605168+00', '2026-11-29 19:58:58.605168+00', '2026-11-29 19:58:58.661997+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 20781, '0.1.0', '2026-11-29 19:58:58.664128+00', '2026-11-29 19:58:58.664128+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 20781, '0.1.0', '2026-11-29 19:58:58.667214+00', '2026-11-29 19:58:58.667214+00', NULL);
 
 
 
@@ -8961,6 +9031,10 @@ REVOKE ALL ON FUNCTION tocsin._check_active(worker_id bigint, doing text) FROM P
 
 
 REVOKE ALL ON FUNCTION tocsin._check_any_grant() FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_arguments(arguments jsonb) FROM PUBLIC;
 
 
 
@@ -9565,6 +9639,10 @@ REVOKE ALL ON FUNCTION tocsin.delete_worker(worker_id bigint) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.detach_process(process_id bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.edit_job(job_id bigint, priority integer, arguments jsonb, limits jsonb, task text) FROM PUBLIC;
 
 
 

@@ -67,6 +67,7 @@ CALLS = {
     "requeue_flow": "(1)",
     "list_jobs": "(task => 't', queue => 'q', state => 'failed', key => 'k', after => 1)",
     "job_stats": "()",
+    "edit_job": """(tocsin.enqueue('q', '[]', task => 't'), 1, '{"a": 1}')""",
     "requeue_job": "(1)",
     "clear_jobs": "(task => 't', older_than => '1 s')",
     "await_jobs": "(array[1, 2, 3]::bigint[], 1)",

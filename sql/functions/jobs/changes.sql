@@ -1,5 +1,5 @@
--- Tell the holder which jobs to give up, and change finished jobs: run them again, or
--- delete them. waiting_messages.sql has the changes of jobs that wait or run.
+-- Tell the holder which jobs to give up, edit a job that waits, and change finished jobs:
+-- run them again, or delete them. waiting_messages.sql has the changes of all messages.
 
 -- Returns for each message, in order, why it is to be cancelled; null: it is not, or the
 -- lease is lost. The holder ends the attempt and then settles the message in any way,
@@ -14,6 +14,67 @@ begin
             from unnest(ids, leases) with ordinality as g (id, lease, n)
             left join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
                 and m.state is not distinct from 'leased');
+end
+$$;
+
+-- Gives a job that waits another priority, other arguments or both, and returns its id.
+-- `arguments` replaces all of its arguments, and `limits` its limits with their keys;
+-- null: they become those of a new submission. `task`: refuses a job of another task.
+create or replace function tocsin.edit_job(
+    job_id bigint, priority integer default null, arguments jsonb default null,
+    limits jsonb default null, task text default null
+) returns bigint
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    m tocsin.messages := tocsin._lock_waiting(job_id, null, null);
+    t tocsin.tasks;
+begin
+    if m.task is null or m.task <> edit_job.task then
+        perform tocsin._raise_error('TC022',
+            format('message %s is %s', m.id,
+                   coalesce('a job of task "' || m.task || '"', 'no job')),
+            '{"argument": "job_id"}');
+    elsif arguments is null then
+        return tocsin.reprioritise(m.id, priority);
+    end if;
+    perform tocsin._check_arguments(arguments);
+    perform tocsin._check_payloads(q, jsonb_build_array(arguments), null)
+    from tocsin.queues q where q.id = m.queue_id;
+    if m.waits_for is not null and exists (
+        select from tocsin.edges e where e.child = m.id and e.argument <> '{}')
+    then
+        perform tocsin._raise_error('TC022',
+            format('an argument of job %s is to be the result of a job before it', m.id),
+            '{"argument": "arguments"}', 'Edit its arguments when it waits for no other job.');
+    end if;
+    if edit_job.limits is not null then
+        perform tocsin._check_limits(limits);
+    elsif m.options ? 'limits' then
+        select x.* into t from tocsin.tasks x where x.name = m.task;
+        if not found then
+            perform tocsin._refuse_task(m.task);
+        end if;
+        limits := tocsin._limits_of(t, arguments);
+    end if;
+    if limits is distinct from coalesce(m.options -> 'limits', '[]') and limits is not null then
+        -- The update below puts the message into the lines of the new keys: limits.sql.
+        perform tocsin._free(m.id);
+        m.options := coalesce(m.options, '{}') || jsonb_build_object('limits', limits);
+        m.state := case when m.state = 'ready' then 'held' else m.state end;
+    end if;
+    update tocsin.messages x
+    set priority = coalesce(edit_job.priority, x.priority), payload = arguments,
+        options = m.options, state = m.state
+    where x.id = m.id;
+    if m.state not in ('delayed', 'held') then
+        -- a consumer may have skipped the locked row, and may wait now
+        perform tocsin._ring(m.queue_id);
+    end if;
+    return m.id;
 end
 $$;
 

@@ -83,6 +83,18 @@ begin
 end
 $$;
 
+create or replace function tocsin._check_arguments(arguments jsonb) returns void
+language plpgsql
+as $$
+begin
+    if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
+        perform tocsin._raise_error('TC022',
+            'arguments must be a JSON array or object, with the arguments by position or name',
+            '{"argument": "arguments"}');
+    end if;
+end
+$$;
+
 -- Submits a job of a registered task and returns its id. What is not given is as the
 -- task says. `timeout`: how long an attempt may take.
 create or replace function tocsin.submit(
@@ -98,11 +110,7 @@ declare
     t tocsin.tasks;
     options jsonb;
 begin
-    if coalesce(jsonb_typeof(arguments), '') not in ('array', 'object') then
-        perform tocsin._raise_error('TC022',
-            'arguments must be a JSON array or object, with the arguments by position or name',
-            '{"argument": "arguments"}');
-    end if;
+    perform tocsin._check_arguments(arguments);
     select x.* into t from tocsin.tasks x where x.name = submit.task;
     if not found then
         perform tocsin._refuse_task(submit.task);

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from tocsin._arguments import check_id, check_text
+from tocsin._arguments import check_id, check_priority, check_text
 from tocsin._durations import Duration, write_due
+from tocsin._queue.payload import encode
 from tocsin.errors import JobNotFound, MessageNotFound
+
+from .definition import Call
 
 CANCEL: Final = "select tocsin.cancel(%s, reason => %s)"
 
@@ -48,6 +51,34 @@ async def reschedule_job(
     with job_not_found(job_id):
         await database.fetch(
             "select tocsin.reschedule(%s, %s, %s)", [check_id(job_id, "job_id"), due_in, due_at]
+        )
+
+
+async def edit_job(
+    database: Rows,
+    job_id: int,
+    priority: int | None,
+    arguments: str | None,
+    call: Call[Any] | None = None,
+) -> None:
+    """Give a job that waits another priority and other arguments: see `Jobs.edit`.
+
+    Args:
+        arguments: The arguments as JSON text; None: they stay.
+        call: The call that the arguments are of; None: the task is not known here.
+    """
+    if priority is None and arguments is None:
+        raise ValueError("give priority= or arguments=")
+    with job_not_found(job_id):
+        await database.fetch(
+            "select tocsin.edit_job(%s, %s, %s, %s, %s)",
+            [
+                check_id(job_id, "job_id"),
+                None if priority is None else check_priority(priority),
+                arguments,
+                None if call is None else encode(call.limits),
+                None if call is None else call.definition.name,
+            ],
         )
 
 

@@ -10,7 +10,7 @@ import attrs
 
 from tocsin._durations import Duration
 
-from .limits import Limiting, describe_limits
+from .limits import Limiting, describe_limits, write_limits
 from .packing import Packing
 from .planned import Link
 from .retrying import RetryPolicy
@@ -132,3 +132,16 @@ def check_call(call: object) -> None:
     """
     if not isinstance(call, Call):
         raise TypeError(f"a job is a call of a task, as Task.call returns it, not {call!r}")
+
+
+def make_call(
+    definition: Definition[R], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Call[R]:
+    """Return a call of a task.
+
+    Raises:
+        ArgumentsInvalid: The function does not take these arguments.
+    """
+    arguments, links = definition.signature.write_arguments(args, kwargs)
+    limits = tuple(write_limits(definition.options.limits, definition.signature, args, kwargs))
+    return Call(definition, arguments, limits, links=links)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -15,10 +16,11 @@ from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin._queue.process.process import Process
 from tocsin.errors import ConnectionLost, JobNotFound
 
-from .control import Rows, cancel_job, requeue_job, reschedule_job
-from .definition import Definition
+from .control import Rows, cancel_job, edit_job, requeue_job, reschedule_job
+from .definition import Definition, make_call
 from .job_info import JobInfo, read_outcome, read_row
 from .packing import run_packing
+from .submitting import pack_all, refuse_links
 
 R = TypeVar("R")
 
@@ -167,6 +169,32 @@ class Job(Generic[R]):
             Atomic.
         """
         await reschedule_job(self._database, self.id, delay, at)
+
+    async def edit(
+        self, *, priority: int | None = None, arguments: Mapping[str, object] | None = None
+    ) -> None:
+        """Give the job another priority or other arguments, while it waits.
+
+        Args:
+            priority: Smaller numbers are run first.
+            arguments: All arguments by name, as the task's function takes them.
+
+        Raises:
+            ArgumentsInvalid: The function does not take these arguments.
+            TocsinError: What `Jobs.edit` raises.
+            ValueError: Nothing is given, the job is of another task, or a value is out
+                of its range.
+
+        Cancellation:
+            Atomic.
+        """
+        if arguments is None:
+            await edit_job(self._database, self.id, priority, None)
+            return
+        call = make_call(self._definition, (), arguments)
+        refuse_links(call)
+        (call,) = await pack_all([call])
+        await edit_job(self._database, self.id, priority, call.arguments, call)
 
     def read(self, info: JobInfo) -> R:
         """Return the result of a finished job as the task's function returned it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from typing import Any, TypeVar
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Database
 from tocsin._durations import Duration
+from tocsin._queue.payload import encode
 from tocsin._queue.process.process import Process
 from tocsin._queue.producing.batcher import EnqueueBatcher
 from tocsin._queue.producing.enqueue_request import EnqueueRequest
@@ -17,7 +18,7 @@ from tocsin._queue.producing.sending import QueueSender
 from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
-from .control import cancel_job, requeue_job, reschedule_job
+from .control import cancel_job, edit_job, requeue_job, reschedule_job
 from .definition import Call, Definition
 from .job import Job, look_up
 from .job_info import JobInfo
@@ -218,3 +219,37 @@ class Jobs(JobLists):
             Atomic.
         """
         await reschedule_job(self._database, job_id, delay, at)
+
+    async def edit(
+        self,
+        job_id: int,
+        *,
+        priority: int | None = None,
+        arguments: Mapping[str, object] | None = None,
+    ) -> None:
+        """Give a job that waits another priority or other arguments.
+
+        `Job.edit` checks the arguments against the function's signature; here the task
+        is not known, and a wrong argument fails the attempt. The keys of the job's
+        limits are those of the new arguments.
+
+        Args:
+            priority: Smaller numbers are run first.
+            arguments: All arguments by name, as JSON values.
+
+        Raises:
+            MessageNotWaiting: The job is running or finished.
+            JobNotFound: No job has this id, or it was deleted.
+            PayloadTooLarge: The arguments exceed the queue's limit.
+            PayloadInvalid: The arguments are no JSON, or break a rule of the queue.
+            TaskUnknown: The task has limits, and no worker has registered it.
+            PermissionDenied: The queue was not granted.
+            ConnectionLost: The database did not answer.
+            ValueError: Nothing is given, a value is out of its range, the message is no
+                job, or an argument is to be the result of another job of its flow.
+
+        Cancellation:
+            Atomic.
+        """
+        text = None if arguments is None else encode(dict(arguments))
+        await edit_job(self._database, job_id, priority, text)

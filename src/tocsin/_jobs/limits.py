@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -145,7 +145,7 @@ def write_limits(
     limits: Sequence[Limiting],
     signature: Signature,
     args: tuple[object, ...],
-    kwargs: dict[str, Any],
+    kwargs: Mapping[str, Any],
 ) -> list[dict[str, object]]:
     """Return the limits of a call, with their keys.
 

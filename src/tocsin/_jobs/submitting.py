@@ -98,6 +98,21 @@ def check_calls(calls: Sequence[Call[Any]]) -> None:
         raise TypeError("the option schema is for a connection as target; a store has its own")
 
 
+def refuse_links(call: Call[Any]) -> None:
+    """Check that no argument is the result of a planned job.
+
+    Raises:
+        FlowInvalid: One is.
+    """
+    if call.links:
+        names = tuple(link.parent.name for link in call.links)
+        raise FlowInvalid(
+            f"a call of task {call.definition.name} takes the result of {', '.join(names)}, so it"
+            " is submitted with the flow of that job: give it to Flow.add",
+            unknown=names,
+        )
+
+
 def build_submission(
     call: Call[Any], headers: object = None, *, in_flow: bool = False
 ) -> Submission:
@@ -112,13 +127,8 @@ def build_submission(
         FlowInvalid: The call takes such a result, and is not of a flow.
     """
     task = call.definition
-    if call.links and not in_flow:
-        names = tuple(link.parent.name for link in call.links)
-        raise FlowInvalid(
-            f"a call of task {task.name} takes the result of {', '.join(names)}, so it is"
-            " submitted with the flow of that job: give it to Flow.add",
-            unknown=names,
-        )
+    if not in_flow:
+        refuse_links(call)
     options = (
         call.options if headers is None else SubmitOptions(**{"headers": headers, **call.options})
     )

@@ -26,9 +26,9 @@ from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import TICK
 
 from .connections import BlockingTarget
-from .definition import Call, Definition, SubmitOptions, TaskOptions
+from .definition import Call, Definition, SubmitOptions, TaskOptions, make_call
 from .job import Job
-from .limits import Limiting, check_keys, read_limits, write_limits
+from .limits import Limiting, check_keys, read_limits
 from .packing import Packing
 from .retrying import Retrying, exponential, make_policy
 from .session_job import BlockingJob
@@ -211,10 +211,7 @@ class Task(Generic[P, R]):
         Raises:
             ArgumentsInvalid: The function does not take these arguments.
         """
-        signature = self.definition.signature
-        arguments, links = signature.write_arguments(args, kwargs)
-        limits = tuple(write_limits(self.options.limits, signature, args, kwargs))
-        return Call(self.definition, arguments, limits, links=links)
+        return make_call(self.definition, args, kwargs)
 
 
 class AsyncTask(Task[P, R]):
