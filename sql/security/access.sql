@@ -33,6 +33,7 @@ as $$
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
         submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, edit_job, job_outcomes,
+        job_attempts,
         await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
         server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
         list_schedules

@@ -95,6 +95,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         register_worker, unregister_worker, queue_of, worker_heartbeat, list_workers, suspend,
         resume, shutdown,
         submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, edit_job, job_outcomes,
+        job_attempts,
         await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
         server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
         list_schedules
@@ -508,7 +509,11 @@ begin
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
                 m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
-                          as last_error, m.history, m.task, m.options,
+                          as last_error,
+                      case when m.cancel_reason is null then m.history
+                          else "tocsin"._add_delivery(m.history,
+                              "tocsin"._describe_delivery(m, t, 'cancelled', null)) end as history,
+                      m.task, m.options,
                       case when m.task is null then null when m.cancel_reason is null then outcome
                           else 'cancelled' end as outcome,
                       m.flow_id, g.n
@@ -5588,6 +5593,53 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.job_attempts(job_id bigint) RETURNS TABLE(attempt integer, worker_id bigint, worker text, began_at timestamp with time zone, ended_at timestamp with time zone, outcome text, error text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    last record;
+begin
+    select x.* into last
+    from (select m.queue_id, m.history, m.read_ct, m.consumer_worker_id, m.dequeued_at,
+              null::timestamptz as ended_at, case when m.state = 'leased' then 'running' end as state
+          from "tocsin".messages m where m.id = job_id and m.task is not null
+          union all
+          select d.queue_id, d.history, d.read_ct, d.consumer_worker_id, d.dequeued_at, d.died_at,
+              'failed'
+          from "tocsin".dead_letters d where d.id = job_id and d.task is not null
+          union all
+          select a.queue_id, a.history, a.read_ct, a.consumer_worker_id, a.dequeued_at,
+              a.archived_at, a.outcome
+          from "tocsin".archive a
+          where a.queue_id in (select q.id from "tocsin".queues q) and a.id = job_id
+              and a.task is not null) x
+    where "tocsin"._may_read_outcomes(x.queue_id);
+    if not found then
+        perform "tocsin"._raise_error('TC016', format('job %s does not exist', job_id),
+                                    jsonb_build_object('message_id', job_id, 'key', null));
+    end if;
+    return query
+        select h.delivery, h.worker_id, h.worker, h.dequeued_at, h.ended_at, h.outcome, h.error
+        from jsonb_array_elements(last.history) with ordinality as e (entry, n)
+        cross join lateral jsonb_to_record(e.entry) as h (
+            delivery integer, worker_id bigint, worker text, dequeued_at timestamptz,
+            ended_at timestamptz, outcome text, error text)
+        order by e.n;
+    if last.state in ('running', 'succeeded') then
+        return query select last.read_ct, last.consumer_worker_id,
+            (select w.name from "tocsin".workers w where w.id = last.consumer_worker_id),
+            last.dequeued_at, last.ended_at, nullif(last.state, 'running'), null::text;
+    end if;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin.job_outcomes(ids bigint[]) RETURNS TABLE(id bigint, task text, state text, attempts integer, result text, reason text, error text, traceback text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
@@ -7699,33 +7751,6 @@ COMMENT ON COLUMN tocsin.archive.result IS 'Of a job that has succeeded: what it
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113019 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb,
-    task text,
-    options jsonb,
-    outcome text,
-    result jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113019 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113020 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -7750,6 +7775,33 @@ CREATE TABLE tocsin.archive_1h_2026113020 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113020 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113021 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113021 REPLICA IDENTITY FULL;
 
 
 
@@ -8323,11 +8375,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113019 FOR VALUES FROM (1, '2026-11-30 19:00:00+00') TO (1, '2026-11-30 20:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113020 FOR VALUES FROM (1, '2026-11-30 20:00:00+00') TO (1, '2026-11-30 21:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113021 FOR VALUES FROM (1, '2026-11-30 21:00:00+00') TO (1, '2026-11-30 22:00:00+00');
 
 
 
@@ -8351,7 +8403,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113019 VALUES (1, 2, 0, 1, 1, '2026-11-29 19:58:58.641138+00', '2026-11-29 19:58:58.652808+00', '2026-11-29 19:58:58.658076+00', '2026-11-30 19:58:58.658076+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:02:06.260013+00', '2026-11-29 20:02:06.265077+00', '2026-11-29 20:02:06.27739+00', '2026-11-30 20:02:06.27739+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8364,21 +8416,21 @@ INSERT INTO tocsin.archive_1h_2026113019 VALUES (1, 2, 0, 1, 1, '2026-11-29 19:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 19:58:58.669563+00', '2026-11-29 19:58:58.671559+00', '2026-11-29 19:58:58.672681+00', '2985-03-06 19:58:58.672681+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:02:06.302155+00', '2026-11-29 20:02:06.311802+00', '2026-11-29 20:02:06.312675+00', '2985-03-06 20:02:06.312675+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 19:58:58.658076+00', '2026-11-29 19:58:58.658076+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 19:58:58.672681+00', '2026-11-29 19:58:58.672681+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:02:06.27739+00', '2026-11-29 20:02:06.27739+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:02:06.312675+00', '2026-11-29 20:02:06.312675+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 19:58:58.583995+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 19:00:00+00","2026-11-30 21:00:00+00")', '2026-11-29 19:58:58.584013+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 19:58:58.584017+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:02:06.201437+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:02:06.201454+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:02:06.201457+00');
 
 
 
@@ -8391,11 +8443,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'f226b3810b329f9bd87a3b9c0d3cb57052113ba1f6336691c5cadfb1e91932bc');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '65efa6274bcd6dc000088bae35114242835ecb0784eaf9761190649301f9b9d4');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 19:58:58.676655+00', '2026-11-29 19:58:58.67752+00', '2026-11-29 19:58:58.684773+00', 1795982338677520, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:58:58.679338+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:58:58.67752+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:02:06.324485+00', '2026-11-29 20:02:06.327748+00', '2026-11-29 20:02:06.333422+00', 1795982526327748, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:02:06.329192+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:02:06.327748+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8417,43 +8469,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 19:58:58.676655+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 19:59:57.748246+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:03:05.320206+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 19:58:58.670806+00', '2026-11-29 19:59:00.671559+00', '2026-11-29 19:58:58.670806+00', '2026-11-29 19:58:58.671559+00', NULL, 1795982338671559, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 19:58:59.836005+00', '2026-11-29 19:58:59.836005+00', '2026-11-29 19:58:58.674871+00', '2026-11-29 19:58:58.67602+00', NULL, 1795982338676020, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T19:58:58.679338+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T19:58:58.67602+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', '2026-11-29 19:58:58.689287+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 19:58:58.691919+00', '2026-11-29 19:58:58.691919+00', '2026-11-29 19:58:58.691919+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 19:58:59.692961+00', '2026-11-29 19:58:59.692961+00', '2026-11-29 19:58:58.692961+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 19:58:59.693661+00', '2026-11-29 19:58:59.693661+00', '2026-11-29 19:58:58.693661+00', NULL, '2026-11-29 19:58:59.193661+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 19:58:58.694325+00', '2985-03-06 19:58:58.694325+00', '2026-11-29 19:58:58.694325+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 19:58:58.694962+00', '2026-11-29 19:58:58.694962+00', '2026-11-29 19:58:58.694962+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:02:06.308353+00', '2026-11-29 20:02:08.311802+00', '2026-11-29 20:02:06.308353+00', '2026-11-29 20:02:06.311802+00', NULL, 1795982526311802, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:02:07.476152+00', '2026-11-29 20:02:07.476152+00', '2026-11-29 20:02:06.319744+00', '2026-11-29 20:02:06.323785+00', NULL, 1795982526323785, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:02:06.329192+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:02:06.323785+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:02:06.33873+00', '2026-11-29 20:02:06.33873+00', '2026-11-29 20:02:06.33873+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:02:07.339519+00', '2026-11-29 20:02:07.339519+00', '2026-11-29 20:02:06.339519+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:02:07.340252+00', '2026-11-29 20:02:07.340252+00', '2026-11-29 20:02:06.340252+00', NULL, '2026-11-29 20:02:06.840252+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:02:06.34083+00', '2985-03-06 20:02:06.34083+00', '2026-11-29 20:02:06.34083+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:02:06.341348+00', '2026-11-29 20:02:06.341348+00', '2026-11-29 20:02:06.341348+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 19:58:57.748246+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 19:58:57.748246+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 19:58:57.748246+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 19:58:57.748246+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 19:58:57.748246+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:02:05.320206+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:02:05.320206+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:02:05.320206+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:02:05.320206+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:02:05.320206+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 20781, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 19:58:58.597636+00', '2026-11-29 19:58:58.631239+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 26493, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:02:06.218664+00', '2026-11-29 20:02:06.247247+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 19:58:58.464455+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 19:58:58.47025+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 19:58:58.696192+00', '2026-11-29 19:58:58.471793+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:02:05.994085+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:02:06.002625+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:02:06.342235+00', '2026-11-29 20:02:06.01228+00', 'tocsin.paused');
 
 
 
@@ -8472,13 +8524,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 19:58:58.594611+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:02:06.217787+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 20781, '0.1.0', '2026-11-29 19:58:58.605168+00', '2026-11-29 19:58:58.605168+00', '2026-11-29 19:58:58.661997+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 20781, '0.1.0', '2026-11-29 19:58:58.664128+00', '2026-11-29 19:58:58.664128+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 20781, '0.1.0', '2026-11-29 19:58:58.667214+00', '2026-11-29 19:58:58.667214+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 26493, '0.1.0', '2026-11-29 20:02:06.224037+00', '2026-11-29 20:02:06.224037+00', '2026-11-29 20:02:06.288486+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 26493, '0.1.0', '2026-11-29 20:02:06.292556+00', '2026-11-29 20:02:06.292556+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 26493, '0.1.0', '2026-11-29 20:02:06.29947+00', '2026-11-29 20:02:06.29947+00', NULL);
 
 
 
@@ -8666,7 +8718,7 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113019_queue_id_id_idx ON tocsin.archive_1h_2026113019 USING btree (queue_id, id);
+CREATE INDEX archive_1h_2026113020_queue_id_id_idx ON tocsin.archive_1h_2026113020 USING btree (queue_id, id);
 
 
 
@@ -8674,15 +8726,15 @@ CREATE INDEX archive_jobs ON ONLY tocsin.archive USING btree (task, outcome, id)
 
 
 
-CREATE INDEX archive_1h_2026113019_task_outcome_id_idx ON tocsin.archive_1h_2026113019 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
-
-
-
-CREATE INDEX archive_1h_2026113020_queue_id_id_idx ON tocsin.archive_1h_2026113020 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113020_task_outcome_id_idx ON tocsin.archive_1h_2026113020 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
+CREATE INDEX archive_1h_2026113021_queue_id_id_idx ON tocsin.archive_1h_2026113021 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113021_task_outcome_id_idx ON tocsin.archive_1h_2026113021 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
 
 
 
@@ -8814,19 +8866,19 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113019_queue_id_id_idx;
-
-
-
-ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113019_task_outcome_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113020_queue_id_id_idx;
 
 
 
 ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113020_task_outcome_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113021_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113021_task_outcome_id_idx;
 
 
 
@@ -9707,6 +9759,10 @@ REVOKE ALL ON FUNCTION tocsin.install_roles(producer text, consumer text, admin 
 
 
 REVOKE ALL ON FUNCTION tocsin.interrupt(worker_id bigint, grace interval, registration bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.job_attempts(job_id bigint) FROM PUBLIC;
 
 
 

@@ -5,6 +5,7 @@
 
 from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
+from tocsin._jobs.attempts import Attempt
 from tocsin._jobs.current import CurrentJob, current_job
 from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
 from tocsin._jobs.executor import Executor
@@ -105,6 +106,7 @@ __version__ = VERSION
 __all__ = [
     "All",
     "ArgumentsInvalid",
+    "Attempt",
     "BatchOptions",
     "BlockingJob",
     "Call",

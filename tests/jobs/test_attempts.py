@@ -9,11 +9,13 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, move_clock, query
+from tests.support import PATIENCE, move_clock, query, until_query
 from tests.support.child import run_script
 from tests.support.jobs import working
 
 from . import tasks
+
+RUNNING = "select count(*) from tocsin.messages where state = 'leased'"
 
 
 async def run_due(store: tocsin.Store, *of: tocsin.Task[..., Any]) -> int:
@@ -126,6 +128,63 @@ async def test_a_purged_job_leaves_no_attempt_behind(store: tocsin.Store, store_
     for table, column in holders:
         left = await query(store_dsn, f"select 1 from tocsin.{table} where {column} = {job.id}")
         assert left == [], table
+
+
+# What is kept of attempts
+
+
+async def test_each_attempt_has_an_entry_with_its_outcome(store: tocsin.Store) -> None:
+    async with working(store, tasks.fail_until, tasks.hang, name="w") as worker:
+        (consumer,) = worker.consumers
+        job = await tasks.fail_until.submit(store, 2)
+        assert await job.result(timeout=PATIENCE) == 2
+        first, second = await job.attempts()
+        assert (first.number, first.worker_id, first.worker, first.outcome, first.error) == (
+            1,
+            consumer.worker_id,
+            "w",
+            "handler_failed",
+            "OSError: attempt 1",
+        )
+        assert (second.number, second.outcome, second.error) == (2, "succeeded", None)
+        assert first.ended_at is not None
+        assert second.ended_at is not None
+        assert first.began_at <= first.ended_at <= second.began_at <= second.ended_at
+        late = await tasks.hang.submit(store)
+        with pytest.raises(tocsin.JobTimedOut):
+            await late.result(timeout=PATIENCE)
+        assert [a.outcome for a in await store.jobs.attempts(late.id)] == ["timed_out"] * 2
+
+
+async def test_an_attempt_that_runs_has_no_end_and_a_cancelled_one_has(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("default")
+    job = await tasks.wait_forever.submit(store)
+    for number in 1, 2:
+        async with working(store, tasks.wait_forever):
+            await until_query(store_dsn, RUNNING, gives=[(1,)])
+            *before, running = await job.attempts()
+            await job.cancel("enough")
+            with pytest.raises(tocsin.JobCancelled):
+                await job.result(timeout=PATIENCE)
+        assert (running.number, running.ended_at, running.outcome) == (1, None, None)
+        assert len(before) == number - 1
+        cancelled = (await job.attempts())[-1]
+        assert (cancelled.outcome, cancelled.began_at) == ("cancelled", running.began_at)
+        await job.requeue()
+
+
+async def test_a_job_that_was_never_run_has_no_attempts(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    job = await tasks.double.submit(store, 1)
+    assert await job.attempts() == []
+    await job.cancel()
+    assert await job.attempts() == []
+    message = await store.produce("default", "a plain message")
+    for unknown in (message, 10**9):
+        with pytest.raises(tocsin.JobNotFound):
+            await store.jobs.attempts(unknown)
 
 
 async def test_a_cancelled_job_is_kept_no_longer_than_any_other(store: tocsin.Store) -> None:

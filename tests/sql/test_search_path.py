@@ -58,6 +58,7 @@ CALLS = {
     "run_schedule": "('s')",
     "list_schedules": "()",
     "job_outcomes": "(array[1, 2, 3]::bigint[])",
+    "job_attempts": "(2)",
     "submit_flow": """('f', '[{"queue": "q", "task": "t", "payload": [1]}, {"queue": "q",
                         "task": "t", "payload": [1], "parents": [{"job": 0}]}]')""",
     "list_flows": "()",

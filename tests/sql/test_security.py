@@ -264,6 +264,23 @@ async def test_a_queue_that_was_not_granted_is_refused_in_every_way(cast: Cast, 
     assert await query(cast.dsn, "select count(*) from tocsin.messages") == [(0,)]
 
 
+async def test_a_producer_sees_the_attempts_of_jobs_of_its_queues(cast: Cast) -> None:
+    ids = [
+        number
+        for queue in ("granted", "closed")
+        for (number,) in await query(
+            cast.dsn, f"select tocsin.enqueue('{queue}', '[]', task => 't')"
+        )
+    ]
+    for login, seen in ((cast.producer, 1), (cast.consumer, 2), (cast.admin, 2)):
+        async with tocsin.connect(cast.as_(login)) as store:
+            for job_id in ids[:seen]:
+                assert await store.jobs.attempts(job_id) == []
+            for job_id in ids[seen:]:
+                with pytest.raises(tocsin.JobNotFound):
+                    await store.jobs.attempts(job_id)
+
+
 async def test_a_producer_needs_no_store(cast: Cast) -> None:
     with connect_blocking(cast.as_(cast.producer)) as connection:
         tocsin.enqueue(connection, "granted", 1)

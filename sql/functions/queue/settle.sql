@@ -20,8 +20,8 @@ language sql
 as $$ select tocsin._archive(ids, leases, results) $$;
 
 -- Archives messages; `outcome` is the outcome of the jobs among them. A job with a mark
--- (cancel_reason) is archived as cancelled, and its result is not kept. archive.sql
--- explains the partitions and the counts.
+-- (cancel_reason) is archived as cancelled: its result is not kept, and its history has
+-- the delivery. archive.sql explains the partitions and the counts.
 create or replace function tocsin._archive(ids bigint[], leases bigint[],
                                            results jsonb default null,
                                            outcome text default 'succeeded') returns boolean[]
@@ -62,7 +62,11 @@ begin
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
                 m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
-                          as last_error, m.history, m.task, m.options,
+                          as last_error,
+                      case when m.cancel_reason is null then m.history
+                          else tocsin._add_delivery(m.history,
+                              tocsin._describe_delivery(m, t, 'cancelled', null)) end as history,
+                      m.task, m.options,
                       case when m.task is null then null when m.cancel_reason is null then outcome
                           else 'cancelled' end as outcome,
                       m.flow_id, g.n

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -16,6 +16,7 @@ from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin._queue.process.process import Process
 from tocsin.errors import ConnectionLost, JobNotFound
 
+from .attempts import Attempt, list_attempts
 from .control import Rows, cancel_job, edit_job, requeue_job, reschedule_job
 from .definition import Definition, make_call
 from .job_info import JobInfo, read_outcome, read_row
@@ -84,6 +85,18 @@ class Job(Generic[R]):
         if self._process is None:
             return await find_job(self._database, self.id)
         return await look_up(self._process, self.id)
+
+    async def attempts(self) -> Sequence[Attempt]:
+        """Return the attempts of the job: see `Jobs.attempts`.
+
+        Raises:
+            JobNotFound: No job has this id, or it was deleted.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
+        return await list_attempts(self._database, self.id)
 
     async def result(self, *, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - a shorthand
         """Wait until the job is finished, and return what its function returned.

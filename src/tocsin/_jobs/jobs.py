@@ -18,6 +18,7 @@ from tocsin._queue.producing.sending import QueueSender
 from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
+from .attempts import Attempt, list_attempts
 from .control import cancel_job, edit_job, requeue_job, reschedule_job
 from .definition import Call, Definition
 from .job import Job, look_up
@@ -158,6 +159,21 @@ class Jobs(JobLists):
             Nothing has changed.
         """
         return await look_up(self._process, job_id)
+
+    async def attempts(self, job_id: int) -> Sequence[Attempt]:
+        """Return the attempts of a job, in the order in which they began.
+
+        Of the attempts that have not succeeded, the last twenty are kept. They are
+        deleted with the job.
+
+        Raises:
+            JobNotFound: No job has this id, or it was deleted.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
+        return await list_attempts(self._database, job_id)
 
     async def cancel(self, job_id: int, *, reason: str = "cancelled") -> None:
         """Cancel a job, so that no attempt begins any more.

@@ -18,6 +18,7 @@ from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin.driver import TrioConnection
 from tocsin.errors import JobNotFound, TocsinError
 
+from .attempts import ATTEMPTS, Attempt
 from .connections import AsyncTarget, BlockingTarget, check_idle, unwrap_async, unwrap_blocking
 from .control import CANCEL, job_not_found
 from .definition import Definition
@@ -133,6 +134,16 @@ class BlockingJob(Generic[R]):
         if not rows:
             raise JobNotFound(self.id)
         return read_row(rows[0])
+
+    def attempts(self) -> Sequence[Attempt]:
+        """Return the attempts of the job: see `Jobs.attempts`.
+
+        Raises:
+            JobNotFound: No job has this id, or it was deleted.
+            ConnectionLost: The database did not answer.
+        """
+        with job_not_found(self.id):
+            return [Attempt(*row) for row in self._fetch(ATTEMPTS, [self.id])]
 
     def result(self, *, timeout: Duration | None = None) -> R:
         """Wait until the job is finished, and return what its function returned.

@@ -21,7 +21,7 @@ consumer holds it, it is a dead letter, it is finished and kept.
 
 @attrs.frozen
 class Delivery:
-    """A delivery that failed, in a message's history.
+    """A delivery that failed or was cancelled, in a message's history.
 
     A delivery that was taken back (by an interruption, say) is not in the history.
     """
@@ -39,8 +39,9 @@ class Delivery:
     outcome: str
     """Its outcome, as a code.
 
-    ``handler_failed``, ``rejected`` (by the handler), ``lease_expired``,
-    ``worker_died`` or ``released``.
+    ``handler_failed``, ``timed_out``, ``rejected`` (by the handler),
+    ``lease_expired``, ``worker_died`` or ``released``; ``cancelled`` for a job that was
+    cancelled while it ran.
     """
     error: str | None
     """The beginning of the handler's error; None when the handler raised none."""
