@@ -1,4 +1,4 @@
--- migrations fae1cc3bf6bc84b8cefa4a861c7b420d6ddbfd46334dc87b1eadabf7bbcbd227
+-- migrations 0a7c6c2cf1a2c4a34615c919f625cf968d049f32f99a4dc7ab5c0b16a4703b6b
 
 
 
@@ -467,7 +467,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb, outcome text DEFAULT 'succeeded'::text) RETURNS boolean[]
+CREATE FUNCTION tocsin._archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb, outcome text DEFAULT 'succeeded'::text, unless_cancelled boolean DEFAULT false) RETURNS boolean[]
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -506,6 +506,7 @@ begin
                        order by x.id) g
             where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
                 from 'leased' and m.queue_id = queue
+                and not (unless_cancelled and m.cancel_reason is not null)
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
                 m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
@@ -1260,7 +1261,6 @@ declare
         when s.cron not like '@%' and cardinality(regexp_split_to_array(btrim(s.cron), '[[:space:]]+')) <> 5
             then 'cron'
         when s.start is not null and s.every is null then 'start'
-        when s.start not between '0002-01-01 UTC' and '9999-12-30 UTC' then 'start'
         when s.missed is null or s.missed < 0 then 'missed'
         when s.overlap is null or s.overlap not in ('allow', 'skip') then 'overlap'
         when s.max_attempts <= 0 then 'max_attempts'
@@ -1272,7 +1272,7 @@ declare
         when 'name' then 'the name of a schedule must have between 1 and 255 bytes'
         when 'every' then 'give cron or every, not both; every is at least a millisecond'
         when 'cron' then 'cron must have five fields: minute, hour, day, month, weekday'
-        when 'start' then 'start is the first tick of every, within the years 2 to 9999'
+        when 'start' then 'start is the first tick of every'
         when 'missed' then 'missed is the number of missed ticks to make up for'
         when 'overlap' then 'overlap must be allow or skip'
         when 'arguments' then
@@ -1289,6 +1289,20 @@ begin
         end;
     end if;
     perform "tocsin"._raise_error('TC022', problem, jsonb_build_object('argument', argument));
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._check_time(at timestamp with time zone, argument text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if at not between '0002-01-01 UTC' and '9999-12-30 UTC' then
+        perform "tocsin"._raise_error('TC022',
+                                    format('%s must be within the years 2 to 9999', argument),
+                                    jsonb_build_object('argument', argument));
+    end if;
 end
 $$;
 
@@ -1595,7 +1609,7 @@ begin
     update "tocsin".limits x
     set n = (spec ->> 'n')::integer, burst = coalesce((spec ->> 'burst')::integer, 1),
         per = make_interval(secs => (spec ->> 'per')::float8)
-    where x.id = l.id
+    where x.id = l.id and "tocsin"._may_consume()
         and (x.n, x.burst, x.per) is distinct from
             ((spec ->> 'n')::integer, coalesce((spec ->> 'burst')::integer, 1),
              make_interval(secs => (spec ->> 'per')::float8));
@@ -2456,7 +2470,9 @@ CREATE FUNCTION tocsin._forget_ended_sessions() RETURNS void
     AS $$
     delete from "tocsin".awaited a
     where a.process_id < 0
-        and pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline', -a.process_id))
+            and pg_try_advisory_xact_lock_shared("tocsin"._lock_key('lifeline', -a.process_id))
+        or a.process_id > 0
+            and not exists (select from "tocsin".processes p where p.id = a.process_id)
 $$;
 
 
@@ -2748,7 +2764,7 @@ CREATE FUNCTION tocsin._job_shelves(only_task text, state text) RETURNS TABLE(ta
     SET enable_bitmapscan TO 'off'
     SET enable_sort TO 'off'
     SET jit TO 'off'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 begin
     if state in ('waiting', 'running') then
@@ -2767,7 +2783,7 @@ begin
                 order by a.task, a.outcome limit 1) n
         )
         select s.task, s.outcome from shelves s
-        where (only_task is null or s.task = only_task)
+        where s.task <> '$tick' and (only_task is null or s.task = only_task)
             and (_job_shelves.state is null or s.outcome = _job_shelves.state);
     if coalesce(state, 'failed') = 'failed' then
         return query
@@ -2782,10 +2798,10 @@ begin
                                     order by d.task limit 1) n
             )
             select l.task, null::text from letters l
-            where only_task is null or l.task = only_task;
+            where l.task <> '$tick' and (only_task is null or l.task = only_task);
     end if;
 end
-$$;
+$_$;
 
 
 
@@ -3224,7 +3240,8 @@ exception when integrity_constraint_violation or data_exception or program_limit
         end loop;
     else
         update "tocsin".messages m
-        set state = case when m.state = 'held' then m.state else 'delayed' end, due = again_at, vt = again_at,
+        set state = case when m.state = 'held' then m.state else 'delayed' end,
+            due = again_at, vt = again_at,
             expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
             last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
             history = "tocsin"._add_delivery(m.history, deliveries[1])
@@ -3935,7 +3952,7 @@ CREATE FUNCTION tocsin._replace_tick(s tocsin.schedules, next_tick timestamp wit
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 begin
     s.generation := s.generation + 1;
@@ -3945,12 +3962,12 @@ begin
         next_tick = s.next_tick, paused_at = s.paused_at
     where x.id = s.id;
     delete from "tocsin".messages m
-    where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id);
+    where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id) and m.task = '$tick';
     if s.paused_at is null then
         perform "tocsin"._enqueue_tick(s);
     end if;
 end
-$$;
+$_$;
 
 
 
@@ -3962,7 +3979,7 @@ CREATE FUNCTION tocsin._requeue(ids bigint[], leases bigint[], delay interval, c
     SET enable_nestloop TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
     t timestamptz := "tocsin"._clock();
@@ -3972,6 +3989,7 @@ begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted, m.lease,
                m.cancel_reason is not null as cancelled,
+               m.task is not distinct from '$tick' as tick,
                m.cancel_reason is null
                    and (v.outcome = 'rejected' or g.delay is not distinct from 'Infinity'
                         or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries))
@@ -3994,8 +4012,9 @@ begin
         update "tocsin".messages m
         set state = (case when h.delay > '0 s' then 'delayed'
                      else 'ready' end)::"tocsin".message_state,
-            due = case when h.delay > '0 s' and not keep_place then "tocsin"._later(t, h.delay)
-                else least(h.due, t) end,
+            -- a tick of a schedule keeps no place: this consumer leaves it to a worker
+            due = case when h.delay > '0 s' and (h.tick or not keep_place)
+                then "tocsin"._later(t, h.delay) else least(h.due, t) end,
             vt = case when h.delay > '0 s' then "tocsin"._later(t, h.delay) else least(h.due, t) end,
             read_ct = m.read_ct - (not h.counted)::integer,
             last_error = coalesce(h.error, m.last_error),
@@ -4037,7 +4056,7 @@ begin
     end if;
     return coalesce(outcomes, '{}');
 end
-$$;
+$_$;
 
 
 
@@ -4066,11 +4085,12 @@ CREATE FUNCTION tocsin._restore_ticks() RETURNS void
     SET jit TO 'off'
     AS $$
 begin
-    perform "tocsin"._enqueue_tick(s)
-    from "tocsin".schedules s
-    where s.paused_at is null
-        and not exists (select from "tocsin".messages m
-                        where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id));
+    perform "tocsin"._enqueue_tick(missing.s)
+    from (select x as s from "tocsin".schedules x
+          where x.paused_at is null
+              and not exists (select from "tocsin".messages m
+                              where m.queue_id = x.queue_id and m.key = "tocsin"._tick_key(x.id))
+          for update skip locked) missing;
 end
 $$;
 
@@ -4430,10 +4450,10 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb) RETURNS boolean[]
+CREATE FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb DEFAULT NULL::jsonb, unless_cancelled boolean DEFAULT false) RETURNS boolean[]
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ select "tocsin"._archive(ids, leases, results) $$;
+    AS $$ select "tocsin"._archive(ids, leases, results, unless_cancelled => unless_cancelled) $$;
 
 
 
@@ -5023,14 +5043,15 @@ CREATE FUNCTION tocsin.delete_schedule(name text) RETURNS void
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
+    AS $_$
 declare
     s "tocsin".schedules := "tocsin"._lock_schedule(name);
 begin
     delete from "tocsin".schedules x where x.id = s.id;
-    delete from "tocsin".messages m where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id);
+    delete from "tocsin".messages m
+    where m.queue_id = s.queue_id and m.key = "tocsin"._tick_key(s.id) and m.task = '$tick';
 end
-$$;
+$_$;
 
 
 
@@ -5320,6 +5341,8 @@ begin
         end loop;
     end loop;
     -- enqueue_each leaves out what may not be enqueued; "tocsin".enqueue raises the reason.
+    -- Jobs with keys come in the order of keys, because two calls with the same keys wait
+    -- for each other's. So the ids of these jobs are in that order.
     for part in
         select j.n::integer as place, x.*
         from jsonb_array_elements(jobs) with ordinality j (job, n)
@@ -5328,7 +5351,7 @@ begin
             headers jsonb, key text, expires_in interval, max_deliveries integer,
             worker_id bigint, task text, options jsonb)
         where ids[j.n] is null
-        order by j.n
+        order by x.queue, x.key, j.n
     loop
         ids[part.place] := "tocsin".enqueue(
             part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,
@@ -5650,21 +5673,26 @@ CREATE FUNCTION tocsin.job_outcomes(ids bigint[]) RETURNS TABLE(id bigint, task 
 #variable_conflict use_column
 declare
     t timestamptz := "tocsin"._clock();
+    finished bigint[] := array(select i.id from unnest(ids) i (id)
+                               where not exists (select from "tocsin".messages m where m.id = i.id));
 begin
     return query
         select m.id, m.task,
                case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
                m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text
         from "tocsin".messages m
-        where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id)
-        union all
+        where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id);
+    if finished = '{}' then
+        return;
+    end if;
+    return query
         select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback
         from "tocsin".dead_letters d
-        where d.id = any (ids) and d.task is not null and "tocsin"._may_read_outcomes(d.queue_id)
+        where d.id = any (finished) and d.task is not null and "tocsin"._may_read_outcomes(d.queue_id)
         union all
         select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null
         from "tocsin".archive a
-        where a.queue_id in (select q.id from "tocsin".queues q) and a.id = any (ids)
+        where a.queue_id in (select q.id from "tocsin".queues q) and a.id = any (finished)
             and a.task is not null and "tocsin"._may_read_outcomes(a.queue_id);
 end
 $$;
@@ -5676,7 +5704,7 @@ CREATE FUNCTION tocsin.job_stats(cap integer DEFAULT 100000) RETURNS TABLE(task_
     SET plan_cache_mode TO 'force_custom_plan'
     SET jit TO 'off'
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
     t timestamptz := "tocsin"._clock();
@@ -5693,7 +5721,7 @@ begin
         from (select m.task, case when m.state = 'leased' and m.vt > t then 'running'
                   else 'waiting' end as state
               from "tocsin".messages m limit cap) x
-        where x.task is not null
+        where x.task <> '$tick'
         group by x.task, x.state;
     return query
         select c.task, coalesce(c.outcome, 'failed'),
@@ -5714,7 +5742,7 @@ begin
               from "tocsin"._job_shelves(null, null) s) c
         group by c.task, coalesce(c.outcome, 'failed');
 end
-$$;
+$_$;
 
 
 
@@ -5726,6 +5754,7 @@ CREATE FUNCTION tocsin.leave_job(session_number bigint, queue_id integer, locked
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
+    session_number := coalesce(session_number, currval('"tocsin".lifelines'));
     if not "tocsin"._holds_lock("tocsin"._lock_key('lifeline', session_number)) then
         return false;
     end if;
@@ -5867,7 +5896,7 @@ begin
             select p.id, p.queue_id
             from (
                 (select m.id, m.queue_id from "tocsin".messages m
-                 where coalesce($3, 'waiting') = 'waiting' and m.task is not null
+                 where coalesce($3, 'waiting') = 'waiting' and m.task <> '$tick'
                      and ($1 is null or m.task = $1) and ($2 is null or m.queue_id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or m.queue_id = any ($7))
@@ -5878,7 +5907,7 @@ begin
                 (select m.id, m.queue_id from "tocsin".queues q
                  join "tocsin".messages m on m.queue_id = q.id
                  where $3 = 'running' and m.state = 'leased' and m.vt > $10
-                     and m.task is not null
+                     and m.task <> '$tick'
                      and ($1 is null or m.task = $1) and ($2 is null or q.id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or q.id = any ($7))
@@ -6051,9 +6080,12 @@ CREATE FUNCTION tocsin.list_schedules(name text DEFAULT NULL::text) RETURNS TABL
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select s.name, s.task, q.name, s.arguments::text, s.headers::text, s.priority, s.max_attempts,
-           s.timeout, s.expires_in, s.cron, s.every, s.start, s.zone, s.missed, s.overlap,
-           s.anchor, s.handled_to, s.next_tick, s.last_tick, s.last_job_id, s.paused_at,
+    select s.name, s.task, q.name,
+           case when "tocsin"._may_consume() then s.arguments::text end,
+           case when "tocsin"._may_consume() then s.headers::text end,
+           s.priority, s.max_attempts, s.timeout, s.expires_in, s.cron, s.every, s.start,
+           s.zone, s.missed, s.overlap, s.anchor, s.handled_to, s.next_tick, s.last_tick,
+           s.last_job_id, s.paused_at,
            s.created_at
     from "tocsin".schedules s join "tocsin".queues q on q.id = s.queue_id
     where (list_schedules.name is null or s.name = list_schedules.name)
@@ -7042,17 +7074,20 @@ begin
         values (a.queue_id, a.span, a.keep_until, t, -1);
     insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at,
                                  producer_worker_id, consumer_worker_id, max_deliveries, key,
-                                 payload, headers, history, task, options)
+                                 payload, headers, history, task, options, flow_id)
     select a.id, a.queue_id, a.priority, 'ready', t, t, a.enqueued_at, a.dequeued_at,
         a.producer_worker_id, a.consumer_worker_id,
         (select x.max_deliveries from "tocsin".tasks x where x.name = a.task), a.key, a.payload,
-        a.headers, a.history, a.task, a.options
+        a.headers, a.history, a.task, a.options,
+        (select j.flow_id from "tocsin".flow_jobs j where j.job_id = a.id)
     on conflict (queue_id, key) where key is not null do nothing;
     if not found then
         perform "tocsin"._raise_error('TC014',
             format('job %s cannot be requeued: another unfinished message has its key', job_id),
             jsonb_build_object('ids', array[job_id]), 'Wait until that message is finished.');
     end if;
+    update "tocsin".flows f set ended_at = null, keep_until = null
+    from "tocsin".flow_jobs j where j.job_id = a.id and f.id = j.flow_id and f.ended_at is not null;
     return job_id;
 end
 $$;
@@ -7132,6 +7167,8 @@ CREATE FUNCTION tocsin.resume_schedule(name text, next_tick timestamp with time 
 declare
     s "tocsin".schedules := "tocsin"._lock_schedule(name);
 begin
+    perform "tocsin"._check_time(since, 'since');
+    perform "tocsin"._check_time(next_tick, 'next_tick');
     if s.paused_at is null then
         return false;
     end if;
@@ -7249,7 +7286,7 @@ $$;
 CREATE FUNCTION tocsin.set_schedule(name text, task text, arguments jsonb DEFAULT '[]'::jsonb, cron text DEFAULT NULL::text, every interval DEFAULT NULL::interval, start timestamp with time zone DEFAULT NULL::timestamp with time zone, zone text DEFAULT 'UTC'::text, missed integer DEFAULT 1, overlap text DEFAULT 'allow'::text, queue text DEFAULT NULL::text, priority integer DEFAULT NULL::integer, headers jsonb DEFAULT NULL::jsonb, max_attempts integer DEFAULT NULL::integer, timeout interval DEFAULT NULL::interval, expires_in interval DEFAULT NULL::interval, next_tick timestamp with time zone DEFAULT NULL::timestamp with time zone, since timestamp with time zone DEFAULT NULL::timestamp with time zone, definition jsonb DEFAULT NULL::jsonb) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
     t timestamptz := "tocsin"._clock();
@@ -7288,6 +7325,9 @@ begin
     s.overlap := overlap;
     s.anchor := coalesce(start, since, t);
     s.handled_to := coalesce(since, t);
+    perform "tocsin"._check_time(start, 'start');
+    perform "tocsin"._check_time(since, 'since');
+    perform "tocsin"._check_time(next_tick, 'next_tick');
     perform "tocsin"._check_schedule(s);
     perform "tocsin"._check_payloads(q, jsonb_build_array(arguments), null);
     perform "tocsin"._check_headers(q, headers);
@@ -7325,7 +7365,8 @@ begin
     where x.id = old.id;
     if old.queue_id <> s.queue_id then
         delete from "tocsin".messages m
-        where m.queue_id = old.queue_id and m.key = "tocsin"._tick_key(old.id);
+        where m.queue_id = old.queue_id and m.key = "tocsin"._tick_key(old.id)
+            and m.task = '$tick';
     end if;
     s.id := old.id;
     s.generation := old.generation;
@@ -7340,7 +7381,7 @@ begin
     perform "tocsin"._replace_tick(s, next_tick);
     return true;
 end
-$$;
+$_$;
 
 
 
@@ -7563,7 +7604,8 @@ begin
     elsif s.id is null or s.paused_at is not null
         or s.generation <> (about ->> 'generation')::bigint then
         return true;
-    elsif tick.next_tick is null or tick.next_tick <= s.handled_to then
+    elsif tick.next_tick is null or tick.next_tick <= s.handled_to
+        or tick.next_tick >= '9999-12-30 UTC' then
         perform "tocsin"._raise_error('TC022', 'the next tick must come after the ticks handled',
                                     '{"argument": "next_tick"}');
     end if;
@@ -8121,7 +8163,7 @@ CREATE VIEW tocsin.jobs AS
     m.priority,
     m.key,
     m.read_ct AS attempts,
-    m.max_deliveries AS max_attempts,
+    COALESCE(m.max_deliveries, q.max_deliveries) AS max_attempts,
     m.enqueued_at AS submitted_at,
     m.due,
     m.dequeued_at AS began_at,
@@ -8136,7 +8178,7 @@ CREATE VIEW tocsin.jobs AS
     m.history
    FROM (tocsin.messages m
      JOIN tocsin.queues q ON ((q.id = m.queue_id)))
-  WHERE (m.task IS NOT NULL)
+  WHERE (m.task <> '$tick'::text)
 UNION ALL
  SELECT d.id,
     d.task,
@@ -8145,7 +8187,7 @@ UNION ALL
     d.priority,
     d.key,
     d.read_ct AS attempts,
-    d.max_deliveries AS max_attempts,
+    COALESCE(d.max_deliveries, q.max_deliveries) AS max_attempts,
     d.enqueued_at AS submitted_at,
     NULL::timestamp with time zone AS due,
     d.dequeued_at AS began_at,
@@ -8160,7 +8202,7 @@ UNION ALL
     d.history
    FROM (tocsin.dead_letters d
      JOIN tocsin.queues q ON ((q.id = d.queue_id)))
-  WHERE (d.task IS NOT NULL)
+  WHERE (d.task <> '$tick'::text)
 UNION ALL
  SELECT a.id,
     a.task,
@@ -8184,7 +8226,7 @@ UNION ALL
     a.history
    FROM (tocsin.archive a
      JOIN tocsin.queues q ON ((q.id = a.queue_id)))
-  WHERE (a.task IS NOT NULL);
+  WHERE (a.task <> '$tick'::text);
 
 
 
@@ -8403,7 +8445,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:02:06.260013+00', '2026-11-29 20:02:06.265077+00', '2026-11-29 20:02:06.27739+00', '2026-11-30 20:02:06.27739+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:05:05.160115+00', '2026-11-29 20:05:05.171703+00', '2026-11-29 20:05:05.200691+00', '2026-11-30 20:05:05.200691+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8416,21 +8458,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:02:06.302155+00', '2026-11-29 20:02:06.311802+00', '2026-11-29 20:02:06.312675+00', '2985-03-06 20:02:06.312675+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:05:05.251486+00', '2026-11-29 20:05:05.266113+00', '2026-11-29 20:05:05.271327+00', '2985-03-06 20:05:05.271327+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:02:06.27739+00', '2026-11-29 20:02:06.27739+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:02:06.312675+00', '2026-11-29 20:02:06.312675+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:05:05.200691+00', '2026-11-29 20:05:05.200691+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:05:05.271327+00', '2026-11-29 20:05:05.271327+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:02:06.201437+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:02:06.201454+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:02:06.201457+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:05:05.084649+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:05:05.084668+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:05:05.084672+00');
 
 
 
@@ -8443,11 +8485,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '65efa6274bcd6dc000088bae35114242835ecb0784eaf9761190649301f9b9d4');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '53928a18e82b2b9684a1d6a6abf63fda44a88b68a6b54a770b448f02b462c210');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:02:06.324485+00', '2026-11-29 20:02:06.327748+00', '2026-11-29 20:02:06.333422+00', 1795982526327748, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:02:06.329192+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:02:06.327748+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:05:05.296168+00', '2026-11-29 20:05:05.306998+00', '2026-11-29 20:05:05.330912+00', 1795982705306998, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:05:05.313238+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:05:05.306998+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8469,43 +8511,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:02:06.324485+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:03:05.320206+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:06:04.062204+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:02:06.308353+00', '2026-11-29 20:02:08.311802+00', '2026-11-29 20:02:06.308353+00', '2026-11-29 20:02:06.311802+00', NULL, 1795982526311802, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:02:07.476152+00', '2026-11-29 20:02:07.476152+00', '2026-11-29 20:02:06.319744+00', '2026-11-29 20:02:06.323785+00', NULL, 1795982526323785, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:02:06.329192+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:02:06.323785+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', '2026-11-29 20:02:06.336948+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:02:06.33873+00', '2026-11-29 20:02:06.33873+00', '2026-11-29 20:02:06.33873+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:02:07.339519+00', '2026-11-29 20:02:07.339519+00', '2026-11-29 20:02:06.339519+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:02:07.340252+00', '2026-11-29 20:02:07.340252+00', '2026-11-29 20:02:06.340252+00', NULL, '2026-11-29 20:02:06.840252+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:02:06.34083+00', '2985-03-06 20:02:06.34083+00', '2026-11-29 20:02:06.34083+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:02:06.341348+00', '2026-11-29 20:02:06.341348+00', '2026-11-29 20:02:06.341348+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:05:05.262087+00', '2026-11-29 20:05:07.266113+00', '2026-11-29 20:05:05.262087+00', '2026-11-29 20:05:05.266113+00', NULL, 1795982705266113, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:05:06.188532+00', '2026-11-29 20:05:06.188532+00', '2026-11-29 20:05:05.283484+00', '2026-11-29 20:05:05.29371+00', NULL, 1795982705293710, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:05:05.313238+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:05:05.29371+00:00"}]', NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', '2026-11-29 20:05:05.344362+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:05:05.35053+00', '2026-11-29 20:05:05.35053+00', '2026-11-29 20:05:05.35053+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:05:06.3573+00', '2026-11-29 20:05:06.3573+00', '2026-11-29 20:05:05.3573+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:05:06.364034+00', '2026-11-29 20:05:06.364034+00', '2026-11-29 20:05:05.364034+00', NULL, '2026-11-29 20:05:05.864034+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:05:05.367889+00', '2985-03-06 20:05:05.367889+00', '2026-11-29 20:05:05.367889+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:05:05.372302+00', '2026-11-29 20:05:05.372302+00', '2026-11-29 20:05:05.372302+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:02:05.320206+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:02:05.320206+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:02:05.320206+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:02:05.320206+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:02:05.320206+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:05:04.062204+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:05:04.062204+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:05:04.062204+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:05:04.062204+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:05:04.062204+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 26493, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:02:06.218664+00', '2026-11-29 20:02:06.247247+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 31899, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:05:05.096316+00', '2026-11-29 20:05:05.156821+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:02:05.994085+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:02:06.002625+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:02:06.342235+00', '2026-11-29 20:02:06.01228+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:05:04.827032+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:05:04.849128+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:05:05.377553+00', '2026-11-29 20:05:04.853773+00', 'tocsin.paused');
 
 
 
@@ -8524,13 +8566,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:02:06.217787+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:05:05.094808+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 26493, '0.1.0', '2026-11-29 20:02:06.224037+00', '2026-11-29 20:02:06.224037+00', '2026-11-29 20:02:06.288486+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 26493, '0.1.0', '2026-11-29 20:02:06.292556+00', '2026-11-29 20:02:06.292556+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 26493, '0.1.0', '2026-11-29 20:02:06.29947+00', '2026-11-29 20:02:06.29947+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 31899, '0.1.0', '2026-11-29 20:05:05.105378+00', '2026-11-29 20:05:05.105378+00', '2026-11-29 20:05:05.214918+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 31899, '0.1.0', '2026-11-29 20:05:05.218387+00', '2026-11-29 20:05:05.218387+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 31899, '0.1.0', '2026-11-29 20:05:05.228961+00', '2026-11-29 20:05:05.228961+00', NULL);
 
 
 
@@ -9034,7 +9076,7 @@ REVOKE ALL ON FUNCTION tocsin._apply_privileges(former_roles oid[], only_table r
 
 
 
-REVOKE ALL ON FUNCTION tocsin._archive(ids bigint[], leases bigint[], results jsonb, outcome text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._archive(ids bigint[], leases bigint[], results jsonb, outcome text, unless_cancelled boolean) FROM PUBLIC;
 
 
 
@@ -9143,6 +9185,10 @@ REVOKE ALL ON FUNCTION tocsin._check_register(q tocsin.queues, kind text) FROM P
 
 
 REVOKE ALL ON FUNCTION tocsin._check_schedule(s tocsin.schedules) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_time(at timestamp with time zone, argument text) FROM PUBLIC;
 
 
 
@@ -9610,7 +9656,7 @@ REVOKE ALL ON FUNCTION tocsin._wanted_partitions() FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.archive(ids bigint[], leases bigint[], results jsonb, unless_cancelled boolean) FROM PUBLIC;
 
 
 

@@ -207,6 +207,34 @@ async def test_an_attempt_that_no_longer_has_the_job_cannot_finish_it(
     assert await effects() == [job.id]
 
 
+@pytest.mark.parametrize("ends", ["raises", "goes on"])
+async def test_a_job_that_was_cancelled_is_not_done(
+    store: tocsin.Store, effects: Effects, ends: str
+) -> None:
+    """The function notices no cancellation before `done`."""
+
+    @tocsin.task(name="cancelled", queue="q")
+    async def cancelled() -> str:
+        job = tocsin.current_job()
+        with trio.CancelScope(shield=True):
+            try:
+                async with job.transaction() as connection:
+                    await connection.execute(EFFECT, [job.id])
+                    await cancelled.job(store, job.id).cancel("withdrawn")
+                    await job.done("done")
+            except tocsin.LeaseLost:
+                if ends == "raises":
+                    raise
+        return "returned"
+
+    async with working(store, cancelled):
+        job = await cancelled.submit(store)
+        with pytest.raises(tocsin.JobCancelled, match="withdrawn"):
+            await job.result(timeout=PATIENCE)
+    assert await effects() == []
+    assert (await job.info()).attempts == 1
+
+
 async def test_done_belongs_into_a_transaction_and_is_called_once(
     store: tocsin.Store, effects: Effects
 ) -> None:

@@ -252,6 +252,23 @@ async def test_a_flow_is_requeued(store: tocsin.Store, store_dsn: str) -> None:
     assert (await store.flows.get(flow.id)).summary.state == "succeeded"
 
 
+async def test_a_job_that_is_requeued_is_of_its_flow_again(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("default")
+    async with store.flow("one again") as flow:
+        a = flow.add(number.call(1), name="a")
+        b = flow.add(add.call(a, 1), name="b", on_failure="hold")
+    await store.messages.cancel(flow.job(a).id)
+    await query(store_dsn, "update tocsin.flows set ended_at = now(), keep_until = now()")
+    await store.jobs.requeue(flow.job(a).id)
+    ended = await query(store_dsn, "select ended_at, keep_until from tocsin.flows")
+    assert ended == [(None, None)]
+    async with working(store, *TASKS):
+        assert await flow.job(b).result(timeout=PATIENCE) == 2
+    assert await states(store, flow) == {"a": "succeeded", "b": "succeeded"}
+
+
 async def test_a_flow_is_cancelled_while_a_job_runs(store: tocsin.Store) -> None:
     started = trio.Event()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,10 +19,12 @@ import tocsin
 from tests.support import (
     PATIENCE,
     move_clock,
+    open_connection,
     query,
     since,
     statements,
     until,
+    until_blocked,
     until_query,
     until_true,
 )
@@ -167,6 +171,63 @@ async def test_other_wrong_values_are_refused(store: tocsin.Store) -> None:
     with pytest.raises(tocsin.QueueNotFound):
         await store.schedules.set("s", tasks.double.call(1), cron="@daily", queue="missing")
     assert await store.schedules.list() == []
+
+
+@pytest.mark.parametrize("argument", ["start", "since", "next_tick"])
+@pytest.mark.parametrize("time", ["infinity", "0001-01-01 UTC", "20000-01-01 UTC"])
+async def test_a_time_that_no_client_reads_is_refused(
+    store_dsn: str, argument: str, time: str
+) -> None:
+    definition = {"name": "t", "queue": "default", "max_deliveries": 3, "priority": 0}
+    definition |= {"description": ""}
+    await query(store_dsn, "select tocsin.register_tasks(%s::jsonb)", json.dumps([definition]))
+    with pytest.raises(psycopg.Error, match=f"{argument} must be within the years"):
+        await query(
+            store_dsn,
+            f"select tocsin.set_schedule('s', 't', every => '1 hour', {argument} => %s)",
+            time,
+        )
+    await query(store_dsn, "select tocsin.set_schedule('s', 't', every => '1 hour')")
+    if argument != "start":
+        await query(store_dsn, "select tocsin.pause_schedule('s')")
+        with pytest.raises(psycopg.Error, match=f"{argument} must be within the years"):
+            await query(store_dsn, f"select tocsin.resume_schedule('s', {argument} => %s)", time)
+
+
+async def test_ticks_end_with_the_calendar(store: tocsin.Store) -> None:
+    await store.schedules.set("rare", tasks.nothing.call(), every=timedelta(days=900 * 365))
+    ticks = await store.schedules.next_ticks("rare", 20)
+    assert 2 < len(ticks) < 20
+    assert ticks[-1].year > 9000
+
+
+async def test_the_message_of_a_tick_is_no_job(store: tocsin.Store, store_dsn: str) -> None:
+    await store.schedules.set("s", tasks.nothing.call(), every=HOUR)
+    assert await store.jobs.list() == []
+    assert await store.jobs.stats() == []
+    assert await query(store_dsn, "select from tocsin.jobs") == []
+
+
+async def test_a_tick_that_is_restored_is_of_the_schedule_as_it_is(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.schedules.set("s", tasks.nothing.call(), every=HOUR)
+    await store.queues.purge("default", ready=True, delayed=True)
+    async with open_connection(store_dsn) as maintenance:
+        await maintenance.execute("begin")
+        await maintenance.execute("select tocsin._restore_ticks()")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(store.schedules.set, "s", tasks.nothing.call(), every=2 * HOUR)
+            )
+            await until_blocked(store_dsn, "set_schedule")
+            await maintenance.commit()
+    same = await query(
+        store_dsn,
+        "select s.generation = (m.payload ->> 'generation')::bigint from tocsin.schedules s join"
+        " tocsin.messages m on m.task = '$tick'",
+    )
+    assert same == [(True,)]
 
 
 async def test_a_schedule_is_not_found(store: tocsin.Store) -> None:
@@ -341,6 +402,26 @@ async def test_a_plain_consumer_leaves_ticks_to_workers(
         with pytest.raises(tocsin.Suspended):
             await consumer.handle(handle, once=True)
     assert handled == ["plain"]
+    assert [state for state, _ in await query(store_dsn, TICK_MESSAGES)] == ["delayed"]
+
+
+async def test_a_tick_does_not_hold_up_an_ordered_consumer(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    handled: list[Any] = []
+
+    async def handle(message: tocsin.Message) -> None:
+        await trio.lowlevel.checkpoint()
+        handled.append(message.payload)
+
+    await store.schedules.set("s", tasks.nothing.call(), every=HOUR)
+    await make_due(store_dsn)
+    for number in range(3):
+        await store.produce("default", number)
+    async with store.consumer("default") as consumer:
+        with pytest.raises(tocsin.Suspended):
+            await consumer.handle(handle, once=True, ordered=True)
+    assert handled == [0, 1, 2]
     assert [state for state, _ in await query(store_dsn, TICK_MESSAGES)] == ["delayed"]
 
 

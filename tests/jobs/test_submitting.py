@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query, since, statements
+from tests.support import PATIENCE, open_connection, query, since, statements, until_blocked
 from tests.support.jobs import working
 from tocsin.telemetry import EnqueueCall
 
@@ -345,6 +345,23 @@ async def test_a_key_that_something_else_has_is_refused(store: tocsin.Store, hol
             await submit()
         error = refused.value
         assert (error.key, error.message_id, error.task) == ("k", held, task)
+
+
+async def test_two_programs_submit_the_same_keys_in_opposite_orders(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Each waits for the other's keys in the order of the keys."""
+    await store.queues.ensure("default")
+    one, two = (tasks.double.using(key=key).call(1) for key in "ab")
+    async with open_connection(store_dsn) as first:
+        await first.execute("begin")
+        await tasks.double.submit_many(first, [one])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tasks.double.submit_many, store, [two, one])
+            await until_blocked(store_dsn, "enqueue_jobs")
+            await tasks.double.submit_many(first, [two])
+            await first.commit()
+    assert [job.key for job in await store.jobs.list()] == ["a", "b"]
 
 
 async def test_a_message_does_not_take_a_job_for_itself(store: tocsin.Store) -> None:

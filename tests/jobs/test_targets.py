@@ -16,7 +16,8 @@ from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import tocsin
-from tests.support import PATIENCE, query, until_true
+from tests.support import PATIENCE, open_connection, query, until_true
+from tests.support.cancel_sweep import cancel_sweep
 from tests.support.jobs import working
 from tocsin._jobs import session_wait
 
@@ -134,6 +135,35 @@ async def test_a_wait_has_a_limit_and_leaves_nothing(store: tocsin.Store, store_
         await connection.commit()
 
     await on_asyncio(store_dsn, program)
+
+
+async def test_a_wait_that_is_cancelled_anywhere_leaves_nothing(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    job = await tasks.double.submit(store, 1)
+    async with open_connection(store_dsn) as connection:
+        pid = connection.info.backend_pid
+        waiting = tasks.double.job(connection, job.id)
+
+        async def wait() -> None:
+            with pytest.raises(TimeoutError, match="it goes on"):
+                await waiting.result(timeout=0.05)
+
+        async def check() -> None:
+            cursor = await connection.execute(f"select {LEFT.format(pid=pid)}".encode())
+            assert await cursor.fetchone() == (True,)
+
+        assert await cancel_sweep(wait, check) > 10
+
+
+async def test_a_wait_without_time_only_looks(store: tocsin.Store, store_dsn: str) -> None:
+    job = await tasks.double.submit(store, 1)
+    numbers = "select last_value, is_called from tocsin.lifelines"
+    before = await query(store_dsn, numbers)
+    async with open_connection(store_dsn) as connection:
+        with pytest.raises(TimeoutError):
+            await tasks.double.job(connection, job.id).result(timeout=0)
+    assert await query(store_dsn, numbers) == before
 
 
 async def test_a_blocking_wait_has_a_limit(store: tocsin.Store, store_dsn: str) -> None:

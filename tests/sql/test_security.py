@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -209,6 +210,27 @@ async def test_what_the_users_own_statements_are_refused_is_left_as_it_is(cast: 
 
 
 # The producer
+
+
+async def test_a_producer_sees_no_arguments_of_schedules_and_changes_no_limit(cast: Cast) -> None:
+    definition = {"name": "t", "queue": "granted", "max_deliveries": 3, "priority": 0}
+    definition |= {"description": "", "limits": [{"name": "few", "n": 1}]}
+    await query(cast.dsn, "select tocsin.register_tasks(%s::jsonb)", json.dumps([definition]))
+    await query(
+        cast.dsn,
+        "select tocsin.set_schedule('s', 't', '{\"secret\": 1}', headers => '{\"a\": 1}',"
+        " every => '1 day')",
+    )
+    producer = cast.as_(cast.producer)
+    seen = await query(producer, "select arguments, headers from tocsin.list_schedules()")
+    assert seen == [(None, None)]
+    own = definition | {"name": "own", "limits": [{"name": "few", "n": 1000}]}
+    await query(
+        producer,
+        "select tocsin.set_schedule('s2', 'own', every => '1 day', definition => %s::jsonb)",
+        json.dumps(own),
+    )
+    assert await query(cast.dsn, "select n from tocsin.limits") == [(1,)]
 
 
 async def test_a_producer_enqueues_in_every_way_to_the_queue_it_was_granted(cast: Cast) -> None:

@@ -116,17 +116,20 @@ begin
         values (a.queue_id, a.span, a.keep_until, t, -1);
     insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at, dequeued_at,
                                  producer_worker_id, consumer_worker_id, max_deliveries, key,
-                                 payload, headers, history, task, options)
+                                 payload, headers, history, task, options, flow_id)
     select a.id, a.queue_id, a.priority, 'ready', t, t, a.enqueued_at, a.dequeued_at,
         a.producer_worker_id, a.consumer_worker_id,
         (select x.max_deliveries from tocsin.tasks x where x.name = a.task), a.key, a.payload,
-        a.headers, a.history, a.task, a.options
+        a.headers, a.history, a.task, a.options,
+        (select j.flow_id from tocsin.flow_jobs j where j.job_id = a.id)
     on conflict (queue_id, key) where key is not null do nothing;
     if not found then
         perform tocsin._raise_error('TC014',
             format('job %s cannot be requeued: another unfinished message has its key', job_id),
             jsonb_build_object('ids', array[job_id]), 'Wait until that message is finished.');
     end if;
+    update tocsin.flows f set ended_at = null, keep_until = null
+    from tocsin.flow_jobs j where j.job_id = a.id and f.id = j.flow_id and f.ended_at is not null;
     return job_id;
 end
 $$;

@@ -42,7 +42,7 @@ begin
             select p.id, p.queue_id
             from (
                 (select m.id, m.queue_id from tocsin.messages m
-                 where coalesce($3, 'waiting') = 'waiting' and m.task is not null
+                 where coalesce($3, 'waiting') = 'waiting' and m.task <> '$tick'
                      and ($1 is null or m.task = $1) and ($2 is null or m.queue_id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or m.queue_id = any ($7))
@@ -53,7 +53,7 @@ begin
                 (select m.id, m.queue_id from tocsin.queues q
                  join tocsin.messages m on m.queue_id = q.id
                  where $3 = 'running' and m.state = 'leased' and m.vt > $10
-                     and m.task is not null
+                     and m.task <> '$tick'
                      and ($1 is null or m.task = $1) and ($2 is null or q.id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or q.id = any ($7))
@@ -148,7 +148,7 @@ begin
                 order by a.task, a.outcome limit 1) n
         )
         select s.task, s.outcome from shelves s
-        where (only_task is null or s.task = only_task)
+        where s.task <> '$tick' and (only_task is null or s.task = only_task)
             and (_job_shelves.state is null or s.outcome = _job_shelves.state);
     if coalesce(state, 'failed') = 'failed' then
         return query
@@ -163,7 +163,7 @@ begin
                                     order by d.task limit 1) n
             )
             select l.task, null::text from letters l
-            where only_task is null or l.task = only_task;
+            where l.task <> '$tick' and (only_task is null or l.task = only_task);
     end if;
 end
 $$;
@@ -219,7 +219,7 @@ begin
         from (select m.task, case when m.state = 'leased' and m.vt > t then 'running'
                   else 'waiting' end as state
               from tocsin.messages m limit cap) x
-        where x.task is not null
+        where x.task <> '$tick'
         group by x.task, x.state;
     return query
         select c.task, coalesce(c.outcome, 'failed'),

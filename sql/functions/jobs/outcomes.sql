@@ -46,21 +46,26 @@ as $$
 #variable_conflict use_column
 declare
     t timestamptz := tocsin._clock();
+    finished bigint[] := array(select i.id from unnest(ids) i (id)
+                               where not exists (select from tocsin.messages m where m.id = i.id));
 begin
     return query
         select m.id, m.task,
                case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
                m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text
         from tocsin.messages m
-        where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id)
-        union all
+        where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id);
+    if finished = '{}' then
+        return;
+    end if;
+    return query
         select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback
         from tocsin.dead_letters d
-        where d.id = any (ids) and d.task is not null and tocsin._may_read_outcomes(d.queue_id)
+        where d.id = any (finished) and d.task is not null and tocsin._may_read_outcomes(d.queue_id)
         union all
         select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null
         from tocsin.archive a
-        where a.queue_id in (select q.id from tocsin.queues q) and a.id = any (ids)
+        where a.queue_id in (select q.id from tocsin.queues q) and a.id = any (finished)
             and a.task is not null and tocsin._may_read_outcomes(a.queue_id);
 end
 $$;

@@ -43,7 +43,6 @@ declare
         when s.cron not like '@%' and cardinality(regexp_split_to_array(btrim(s.cron), '[[:space:]]+')) <> 5
             then 'cron'
         when s.start is not null and s.every is null then 'start'
-        when s.start not between '0002-01-01 UTC' and '9999-12-30 UTC' then 'start'
         when s.missed is null or s.missed < 0 then 'missed'
         when s.overlap is null or s.overlap not in ('allow', 'skip') then 'overlap'
         when s.max_attempts <= 0 then 'max_attempts'
@@ -55,7 +54,7 @@ declare
         when 'name' then 'the name of a schedule must have between 1 and 255 bytes'
         when 'every' then 'give cron or every, not both; every is at least a millisecond'
         when 'cron' then 'cron must have five fields: minute, hour, day, month, weekday'
-        when 'start' then 'start is the first tick of every, within the years 2 to 9999'
+        when 'start' then 'start is the first tick of every'
         when 'missed' then 'missed is the number of missed ticks to make up for'
         when 'overlap' then 'overlap must be allow or skip'
         when 'arguments' then
@@ -72,6 +71,19 @@ begin
         end;
     end if;
     perform tocsin._raise_error('TC022', problem, jsonb_build_object('argument', argument));
+end
+$$;
+
+-- Refuses a time that no client could read, such as infinity.
+create or replace function tocsin._check_time(at timestamptz, argument text) returns void
+language plpgsql
+as $$
+begin
+    if at not between '0002-01-01 UTC' and '9999-12-30 UTC' then
+        perform tocsin._raise_error('TC022',
+                                    format('%s must be within the years 2 to 9999', argument),
+                                    jsonb_build_object('argument', argument));
+    end if;
 end
 $$;
 
@@ -137,6 +149,9 @@ begin
     s.overlap := overlap;
     s.anchor := coalesce(start, since, t);
     s.handled_to := coalesce(since, t);
+    perform tocsin._check_time(start, 'start');
+    perform tocsin._check_time(since, 'since');
+    perform tocsin._check_time(next_tick, 'next_tick');
     perform tocsin._check_schedule(s);
     perform tocsin._check_payloads(q, jsonb_build_array(arguments), null);
     perform tocsin._check_headers(q, headers);
@@ -174,7 +189,8 @@ begin
     where x.id = old.id;
     if old.queue_id <> s.queue_id then
         delete from tocsin.messages m
-        where m.queue_id = old.queue_id and m.key = tocsin._tick_key(old.id);
+        where m.queue_id = old.queue_id and m.key = tocsin._tick_key(old.id)
+            and m.task = '$tick';
     end if;
     s.id := old.id;
     s.generation := old.generation;
@@ -217,6 +233,8 @@ as $$
 declare
     s tocsin.schedules := tocsin._lock_schedule(name);
 begin
+    perform tocsin._check_time(since, 'since');
+    perform tocsin._check_time(next_tick, 'next_tick');
     if s.paused_at is null then
         return false;
     end if;
@@ -257,11 +275,13 @@ declare
     s tocsin.schedules := tocsin._lock_schedule(name);
 begin
     delete from tocsin.schedules x where x.id = s.id;
-    delete from tocsin.messages m where m.queue_id = s.queue_id and m.key = tocsin._tick_key(s.id);
+    delete from tocsin.messages m
+    where m.queue_id = s.queue_id and m.key = tocsin._tick_key(s.id) and m.task = '$tick';
 end
 $$;
 
--- Returns the schedules, by name; with a name, only that one.
+-- Returns the schedules, by name; with a name, only that one. A role that may not consume
+-- sees neither arguments nor headers, because it may not read payloads.
 create or replace function tocsin.list_schedules(name text default null) returns table (
     schedule text, task text, queue text, arguments text, headers text, priority integer,
     max_attempts integer, timeout float8, expires_in interval, cron text, every interval,
@@ -271,9 +291,12 @@ create or replace function tocsin.list_schedules(name text default null) returns
 )
 language sql stable
 as $$
-    select s.name, s.task, q.name, s.arguments::text, s.headers::text, s.priority, s.max_attempts,
-           s.timeout, s.expires_in, s.cron, s.every, s.start, s.zone, s.missed, s.overlap,
-           s.anchor, s.handled_to, s.next_tick, s.last_tick, s.last_job_id, s.paused_at,
+    select s.name, s.task, q.name,
+           case when tocsin._may_consume() then s.arguments::text end,
+           case when tocsin._may_consume() then s.headers::text end,
+           s.priority, s.max_attempts, s.timeout, s.expires_in, s.cron, s.every, s.start,
+           s.zone, s.missed, s.overlap, s.anchor, s.handled_to, s.next_tick, s.last_tick,
+           s.last_job_id, s.paused_at,
            s.created_at
     from tocsin.schedules s join tocsin.queues q on q.id = s.queue_id
     where (list_schedules.name is null or s.name = list_schedules.name)

@@ -38,6 +38,7 @@ language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
+    session_number := coalesce(session_number, currval('tocsin.lifelines'));
     if not tocsin._holds_lock(tocsin._lock_key('lifeline', session_number)) then
         return false;
     end if;
@@ -63,11 +64,13 @@ as $$
                      and l.objsubid = 1 and l.granted)
 $$;
 
--- Deletes the rows of sessions that have ended.
+-- Deletes the rows of sessions and of processes that have ended.
 create or replace function tocsin._forget_ended_sessions() returns void
 language sql
 as $$
     delete from tocsin.awaited a
     where a.process_id < 0
-        and pg_try_advisory_xact_lock_shared(tocsin._lock_key('lifeline', -a.process_id))
+            and pg_try_advisory_xact_lock_shared(tocsin._lock_key('lifeline', -a.process_id))
+        or a.process_id > 0
+            and not exists (select from tocsin.processes p where p.id = a.process_id)
 $$;

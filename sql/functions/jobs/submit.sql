@@ -191,6 +191,8 @@ begin
         end loop;
     end loop;
     -- enqueue_each leaves out what may not be enqueued; tocsin.enqueue raises the reason.
+    -- Jobs with keys come in the order of keys, because two calls with the same keys wait
+    -- for each other's. So the ids of these jobs are in that order.
     for part in
         select j.n::integer as place, x.*
         from jsonb_array_elements(jobs) with ordinality j (job, n)
@@ -199,7 +201,7 @@ begin
             headers jsonb, key text, expires_in interval, max_deliveries integer,
             worker_id bigint, task text, options jsonb)
         where ids[j.n] is null
-        order by j.n
+        order by x.queue, x.key, j.n
     loop
         ids[part.place] := tocsin.enqueue(
             part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,

@@ -123,7 +123,8 @@ begin
     elsif s.id is null or s.paused_at is not null
         or s.generation <> (about ->> 'generation')::bigint then
         return true;
-    elsif tick.next_tick is null or tick.next_tick <= s.handled_to then
+    elsif tick.next_tick is null or tick.next_tick <= s.handled_to
+        or tick.next_tick >= '9999-12-30 UTC' then
         perform tocsin._raise_error('TC022', 'the next tick must come after the ticks handled',
                                     '{"argument": "next_tick"}');
     end if;
@@ -153,11 +154,12 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_has
 set enable_mergejoin = off set jit = off
 as $$
 begin
-    perform tocsin._enqueue_tick(s)
-    from tocsin.schedules s
-    where s.paused_at is null
-        and not exists (select from tocsin.messages m
-                        where m.queue_id = s.queue_id and m.key = tocsin._tick_key(s.id));
+    perform tocsin._enqueue_tick(missing.s)
+    from (select x as s from tocsin.schedules x
+          where x.paused_at is null
+              and not exists (select from tocsin.messages m
+                              where m.queue_id = x.queue_id and m.key = tocsin._tick_key(x.id))
+          for update skip locked) missing;
 end
 $$;
 
@@ -196,7 +198,7 @@ begin
         next_tick = s.next_tick, paused_at = s.paused_at
     where x.id = s.id;
     delete from tocsin.messages m
-    where m.queue_id = s.queue_id and m.key = tocsin._tick_key(s.id);
+    where m.queue_id = s.queue_id and m.key = tocsin._tick_key(s.id) and m.task = '$tick';
     if s.paused_at is null then
         perform tocsin._enqueue_tick(s);
     end if;

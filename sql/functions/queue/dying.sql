@@ -53,7 +53,8 @@ exception when integrity_constraint_violation or data_exception or program_limit
         end loop;
     else
         update tocsin.messages m
-        set state = case when m.state = 'held' then m.state else 'delayed' end, due = again_at, vt = again_at,
+        set state = case when m.state = 'held' then m.state else 'delayed' end,
+            due = again_at, vt = again_at,
             expires_at = case when m.expires_at < again_at then again_at else m.expires_at end,
             last_error = format('%s, but cannot become a dead letter: %s', reason, sqlerrm),
             history = tocsin._add_delivery(m.history, deliveries[1])

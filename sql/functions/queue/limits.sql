@@ -140,7 +140,7 @@ begin
     update tocsin.limits x
     set n = (spec ->> 'n')::integer, burst = coalesce((spec ->> 'burst')::integer, 1),
         per = make_interval(secs => (spec ->> 'per')::float8)
-    where x.id = l.id
+    where x.id = l.id and tocsin._may_consume()
         and (x.n, x.burst, x.per) is distinct from
             ((spec ->> 'n')::integer, coalesce((spec ->> 'burst')::integer, 1),
              make_interval(secs => (spec ->> 'per')::float8));

@@ -13,18 +13,24 @@
 -- condition on the state says `is not distinct from`. With `=` the planner would use
 -- the index messages_timed, which such a session takes for empty.
 
--- Archives messages. `results` is a JSON array with the result of each job.
+-- Archives messages. `results` is a JSON array with the result of each job. With
+-- `unless_cancelled`, a job with a mark counts as one whose lease is lost: what the
+-- caller commits with its end is rolled back.
 create or replace function tocsin.archive(ids bigint[], leases bigint[],
-                                          results jsonb default null) returns boolean[]
+                                          results jsonb default null,
+                                          unless_cancelled boolean default false)
+    returns boolean[]
 language sql
-as $$ select tocsin._archive(ids, leases, results) $$;
+as $$ select tocsin._archive(ids, leases, results, unless_cancelled => unless_cancelled) $$;
 
 -- Archives messages; `outcome` is the outcome of the jobs among them. A job with a mark
 -- (cancel_reason) is archived as cancelled: its result is not kept, and its history has
 -- the delivery. archive.sql explains the partitions and the counts.
 create or replace function tocsin._archive(ids bigint[], leases bigint[],
                                            results jsonb default null,
-                                           outcome text default 'succeeded') returns boolean[]
+                                           outcome text default 'succeeded',
+                                           unless_cancelled boolean default false)
+    returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set enable_nestloop = off set enable_mergejoin = off set jit = off
@@ -59,6 +65,7 @@ begin
                        order by x.id) g
             where m.id = any (ids) and m.id = g.id and m.lease = g.lease and m.state is not distinct
                 from 'leased' and m.queue_id = queue
+                and not (unless_cancelled and m.cancel_reason is not null)
             returning m.id, m.queue_id, m.priority, m.read_ct, m.enqueued_at, m.dequeued_at,
                 m.producer_worker_id, m.consumer_worker_id,
                       m.key, m.payload, m.headers, coalesce(m.cancel_reason, m.last_error)
@@ -254,6 +261,7 @@ begin
     with held as (
         select m.id, m.queue_id, m.due, g.error, g.traceback, v.outcome, c.counted, m.lease,
                m.cancel_reason is not null as cancelled,
+               m.task is not distinct from '$tick' as tick,
                m.cancel_reason is null
                    and (v.outcome = 'rejected' or g.delay is not distinct from 'Infinity'
                         or c.counted and m.read_ct >= coalesce(m.max_deliveries, q.max_deliveries))
@@ -276,8 +284,9 @@ begin
         update tocsin.messages m
         set state = (case when h.delay > '0 s' then 'delayed'
                      else 'ready' end)::tocsin.message_state,
-            due = case when h.delay > '0 s' and not keep_place then tocsin._later(t, h.delay)
-                else least(h.due, t) end,
+            -- a tick of a schedule keeps no place: this consumer leaves it to a worker
+            due = case when h.delay > '0 s' and (h.tick or not keep_place)
+                then tocsin._later(t, h.delay) else least(h.due, t) end,
             vt = case when h.delay > '0 s' then tocsin._later(t, h.delay) else least(h.due, t) end,
             read_ct = m.read_ct - (not h.counted)::integer,
             last_error = coalesce(h.error, m.last_error),

@@ -100,8 +100,8 @@ class CurrentJob:
                 `Message.archive` does; without, in that of `transaction`.
 
         Raises:
-            LeaseLost: The lease of this attempt has ended. Do not catch the error
-                within the transaction.
+            LeaseLost: The lease of this attempt has ended, or the job was cancelled. Do
+                not catch the error within the transaction.
             ResultInvalid: The result is not what the return annotation says.
             RuntimeError: There is no transaction, or the job is done.
             TypeError: The connection cannot be used.

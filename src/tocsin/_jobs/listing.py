@@ -103,9 +103,9 @@ class JobLists:
     ) -> Sequence[ListedJob]:
         """Return a page of jobs in the order in which they were submitted.
 
-        The filters by task, queue and state cost nothing; the others read the jobs that
-        they leave out. A role sees the jobs of the queues that were granted to it, or
-        those of all queues if it may consume.
+        Jobs that wait are read in the order of ids, and so are those that a filter
+        leaves out. Finished jobs are found by task and state. A role sees the jobs of
+        the queues that were granted to it, or those of all queues if it may consume.
 
         Args:
             task: The name of a task.

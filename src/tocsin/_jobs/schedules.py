@@ -77,9 +77,9 @@ class Schedule:
     queue: str
     """Name of the queue of its jobs."""
     arguments: Any = attrs.field(repr=False)
-    """The arguments of its jobs, as a JSON value."""
+    """The arguments of its jobs, as JSON; None for a role that may not consume."""
     headers: Any = attrs.field(repr=False)
-    """The headers of its jobs; None without."""
+    """The headers of its jobs; None without, or for such a role."""
     priority: int | None
     """The priority of its jobs; None: the task's."""
     max_attempts: int | None
@@ -357,8 +357,8 @@ def _read(row: Sequence[Any]) -> tuple[Schedule, Ticks, datetime]:
     """Return a schedule, its ticks, and up to when they have been handled."""
     *values, anchor, handled_to = row
     fields = dict(zip((field.name for field in attrs.fields(Schedule)), values, strict=True))
-    fields["arguments"] = decode(fields["arguments"])
-    fields["headers"] = None if fields["headers"] is None else decode(fields["headers"])
+    for name in "arguments", "headers":
+        fields[name] = None if fields[name] is None else decode(fields[name])
     fields["missed"] = _read_missed(fields["missed"])
     schedule = Schedule(**fields)
     ticks = Ticks(cron=schedule.cron, every=schedule.every, anchor=anchor, zone=schedule.zone)

@@ -14,14 +14,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.process.outcome_lookup import OUTCOMES
+from tocsin._queue.process.recheck import LONGEST, SHORTEST
 from tocsin.errors import JobNotFound
 
 from .job_info import JobInfo, read_row
 
-SHORTEST: Final = 0.001
-"""The first pause, in seconds, before asking again about open transactions."""
-LONGEST: Final = 0.1
-"""The longest such pause."""
 LOOK_AGAIN: Final = 10.0
 """Seconds after which a wait looks without a notification, as a process does with its
 heartbeat: for the outcomes that the protocol cannot announce."""
@@ -57,6 +54,7 @@ class SessionWait:
         self._job_id = job_id
         self._end = time.monotonic() + limit
         self._session: tuple[int, int] | None = None
+        self._begun = False
         self._locked = False
 
     def steps(self) -> Generator[Step, Any, JobInfo]:
@@ -70,11 +68,14 @@ class SessionWait:
         while self._session is None:
             if info.finished:
                 return info
+            self._check_time()
+            self._begun = True
             for number, queue_id in (
                 yield Statement("select * from tocsin.await_job(%s)", [self._job_id])
             ):
                 self._session = number, queue_id
-            info = yield from self._look()
+            if self._session is None:
+                info = yield from self._look()
         pause, safe = SHORTEST, False
         while not info.finished:
             if not safe:
@@ -82,19 +83,28 @@ class SessionWait:
                 info = yield from self._look()
                 if info.finished:
                     break
-            remaining = self._end - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError(f"job {self._job_id} is not finished yet; it goes on")
-            yield Listen(min(remaining, LOOK_AGAIN if safe else pause))
+            yield Listen(min(self._check_time(), LOOK_AGAIN if safe else pause))
             pause = min(2 * pause, LONGEST)
             info = yield from self._look()
         return info
 
     def leaving(self) -> Statement | None:
         """Return what ends the wait on the server; None: there is nothing to end."""
-        if self._session is None:
+        if not self._begun:
             return None
-        return Statement("select tocsin.leave_job(%s, %s, %s)", [*self._session, self._locked])
+        number, queue_id = self._session or (None, None)
+        return Statement("select tocsin.leave_job(%s, %s, %s)", [number, queue_id, self._locked])
+
+    def _check_time(self) -> float:
+        """Return how many seconds are left.
+
+        Raises:
+            TimeoutError: None are.
+        """
+        remaining = self._end - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError(f"job {self._job_id} is not finished yet; it goes on")
+        return remaining
 
     def _look(self) -> Generator[Step, Any, JobInfo]:
         rows = yield Statement(OUTCOMES, [[self._job_id]])

@@ -12,6 +12,7 @@ All functions take and return aware datetimes; ticks are in UTC.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -57,6 +58,8 @@ class Ticks:
         """
         for tick in self.iterate(after):
             return tick
+        if self.cron is None:
+            raise ScheduleInvalid("every", "the next tick is after the year 9999")
         raise ScheduleInvalid("cron", f"{self.cron!r} has no tick within fifty years")
 
     def latest(self, after: datetime, to: datetime, most: int) -> list[datetime]:
@@ -86,9 +89,11 @@ class Ticks:
         """Yield the ticks after a time, in order."""
         if self.every is not None:
             number = max(0, (after - self.anchor) // self.every + 1)
-            while True:
-                yield self.anchor + number * self.every
-                number += 1
+            with suppress(OverflowError):  # after the year 9999
+                while True:
+                    yield self.anchor + number * self.every
+                    number += 1
+            return
         last = after
         for local in CronSim(check_cron(self.cron or ""), after.astimezone(load_zone(self.zone))):
             tick = local.astimezone(UTC)

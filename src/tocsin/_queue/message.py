@@ -289,7 +289,8 @@ class Message(MessageData):
                 which is used in a thread. The caller's transaction.
 
         Raises:
-            LeaseLost: The lease is gone.
+            LeaseLost: The lease is gone; with a connection also: the message is a job
+                that was cancelled.
             TypeError: The connection cannot be used. Also what the connection raises.
 
         Cancellation:

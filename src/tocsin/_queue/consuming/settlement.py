@@ -23,6 +23,8 @@ from .leases import Leases
 from .reporter import Outcome, Reporter
 
 _ARCHIVE = "select tocsin.archive(%s::bigint[], %s::bigint[], %s::jsonb)"
+# A cancelled job counts as one whose lease is lost, so its effects are rolled back.
+_ARCHIVE_IN_TRANSACTION = "select tocsin.archive(%s::bigint[], %s::bigint[], %s::jsonb, true)"
 _DELETE = "select tocsin.delete(%s::bigint[], %s::bigint[])"
 _RELEASE = "select tocsin.release(%s::bigint[], %s::bigint[], %s)"
 _RELEASE_UNCOUNTED = (
@@ -61,7 +63,8 @@ class Settler:
     ) -> list[bool]:
         """Archive messages."""
         results = result_argument(messages)
-        return await self._settle(_ARCHIVE, "archived", messages, results, connection=connection)
+        statement = _ARCHIVE if connection is None else _ARCHIVE_IN_TRANSACTION
+        return await self._settle(statement, "archived", messages, results, connection=connection)
 
     async def delete(
         self, messages: Sequence[Message], *, connection: AnyConnection | None = None
@@ -191,9 +194,10 @@ async def _settle_on(
     check_connection(connection)
     new = leases.mark_in_transaction(messages)
     settled = await fetch_value(connection, database.schema, statement, arguments)
-    gone = [m for m, was in zip(messages, settled, strict=True) if not was]
-    leases.unmark_in_transaction([m for m in gone if m in new])
-    leases.drop_gone(gone)
+    refused = [m for m, was in zip(messages, settled, strict=True) if not was]
+    leases.unmark_in_transaction([m for m in refused if m in new])
+    if statement is not _ARCHIVE_IN_TRANSACTION:  # a cancelled job keeps its lease
+        leases.drop_gone(refused)
     return list(settled)
 
 

@@ -68,6 +68,8 @@ class OutcomeWaits:
         # Jobs with a row in `awaited`; those whose wait is not safe yet, by queue.
         self._registered: set[int] = set()
         self._unsafe: dict[int, int] = {}
+        # Whether rows of a connection that was lost may be left.
+        self._rows_left = False
         # Queues with the lock `awaited`.
         self._locked: set[int] = set()
 
@@ -128,9 +130,10 @@ class OutcomeWaits:
         if new := self._waits.keys() - self._registered:
             rows = await self._database.fetch(
                 "select job_id, queue_id from tocsin.await_jobs(%s::bigint[], %s, %s)",
-                [list(new), self._membership.process.id, not self._registered],
+                [list(new), self._membership.process.id, self._rows_left],
                 on=connection,
             )
+            self._rows_left = False
             self._registered |= new
             self._unsafe |= {int(job_id): int(queue_id) for job_id, queue_id in rows}
             self._wake(new - self._unsafe.keys())
@@ -184,6 +187,7 @@ class OutcomeWaits:
 
     def lost(self) -> None:
         """Note that the connection and its locks are gone."""
+        self._rows_left = self._rows_left or bool(self._registered)
         self._registered.clear()
         self._locked.clear()
         self._unsafe.clear()
