@@ -15,11 +15,11 @@
 --
 -- A job that runs can be cancelled, too. Its row gets a mark, and its holder's process is
 -- notified. The process ends the attempt, and the job is archived as cancelled by
--- whatever ends its lease: a settlement of any kind, the lease's expiry, or the death of
--- the worker (_archive, _requeue). Each of them locks the row and reads the mark. So the
--- statement that comes first, the mark or the settlement, decides; a marked job is never
--- run again, and its key stays taken until the attempt has ended. A process that misses
--- the notification reads the mark when it extends the lease (cancel_reasons).
+-- whatever ends its lease: a settlement other than a delete, the lease's expiry, or the
+-- death of the worker (_archive, _requeue). Each of them locks the row and reads the
+-- mark. So the statement that comes first, the mark or the settlement, decides; a marked
+-- job is never run again, and its key stays taken until the attempt has ended. A process
+-- that misses the notification reads the mark when it extends the lease (cancel_reasons).
 --
 -- In a transaction of the caller, the change takes effect at the commit. Until then no
 -- consumer can claim the message.

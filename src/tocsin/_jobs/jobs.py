@@ -201,7 +201,8 @@ class Jobs(JobLists):
     async def requeue(self, job_id: int) -> None:
         """Run a finished job again, from its first attempt and due now.
 
-        It keeps its id, its key and its history, and loses its result and its error.
+        It keeps its id, its key, its flow and its history, and loses its result and its
+        error. It has as many attempts as its task says now.
 
         Raises:
             KeyTaken: Another unfinished message of the queue has its key.
