@@ -157,7 +157,8 @@ create table tocsin.messages (
     task               text,
     options            jsonb,
     waits_for          integer,
-    flow_id            bigint
+    flow_id            bigint,
+    progress           jsonb
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
 comment on column tocsin.messages.priority is 'Messages with smaller numbers are claimed first.';
@@ -182,6 +183,9 @@ comment on column tocsin.messages.options is
 comment on column tocsin.messages.waits_for is
     'Of a held message: how many unfinished messages it waits for; null: none.';
 comment on column tocsin.messages.flow_id is 'Of a job: the flow that it belongs to; null: none.';
+comment on column tocsin.messages.progress is
+    'Of a job: what an attempt has reported, with the lease token of the attempt, which no other '
+    'attempt has.';
 
 -- A database with the encoding SQL_ASCII accepts any bytes as text. A session with the
 -- client encoding UTF-8 cannot read bytes that are not UTF-8, so each claim of such a

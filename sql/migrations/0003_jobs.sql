@@ -85,19 +85,21 @@ select m.id, m.task, q.name as queue,
        m.enqueued_at as submitted_at, m.due, m.dequeued_at as began_at,
        null::timestamptz as ended_at, m.consumer_worker_id as worker_id, m.payload as arguments,
        m.options, null::jsonb as result, null::text as reason,
-       coalesce(m.cancel_reason, m.last_error) as error, null::text as traceback, m.history
+       coalesce(m.cancel_reason, m.last_error) as error, null::text as traceback, m.history,
+       case when m.state = 'leased' and m.vt > pg_catalog.clock_timestamp()
+           and (m.progress ->> 'lease')::bigint = m.lease then m.progress - 'lease' end as progress
 from tocsin.messages m join tocsin.queues q on q.id = m.queue_id
 where m.task <> '$tick'
 union all
 select d.id, d.task, q.name, 'failed', d.priority, d.key, d.read_ct,
        coalesce(d.max_deliveries, q.max_deliveries), d.enqueued_at, null, d.dequeued_at, d.died_at,
-       d.consumer_worker_id, d.payload, d.options, null, d.reason, d.error, d.traceback, d.history
+       d.consumer_worker_id, d.payload, d.options, null, d.reason, d.error, d.traceback, d.history, null
 from tocsin.dead_letters d join tocsin.queues q on q.id = d.queue_id
 where d.task <> '$tick'
 union all
 select a.id, a.task, q.name, a.outcome, a.priority, a.key, a.read_ct, null, a.enqueued_at, null,
        a.dequeued_at, a.archived_at, a.consumer_worker_id, a.payload, a.options, a.result, null,
-       a.last_error, null, a.history
+       a.last_error, null, a.history, null
 from tocsin.archive a join tocsin.queues q on q.id = a.queue_id
 where a.task <> '$tick';
 comment on view tocsin.jobs is

@@ -1,4 +1,4 @@
--- migrations 0a7c6c2cf1a2c4a34615c919f625cf968d049f32f99a4dc7ab5c0b16a4703b6b
+-- migrations d1910ddb1b73ef3e4e188174c02c5a5f969fd93832a1c81df4940f139ab31e12
 
 
 
@@ -1697,7 +1697,8 @@ CREATE TABLE tocsin.messages (
     task text,
     options jsonb,
     waits_for integer,
-    flow_id bigint
+    flow_id bigint,
+    progress jsonb
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
@@ -1744,6 +1745,10 @@ COMMENT ON COLUMN tocsin.messages.waits_for IS 'Of a held message: how many unfi
 
 
 COMMENT ON COLUMN tocsin.messages.flow_id IS 'Of a job: the flow that it belongs to; null: none.';
+
+
+
+COMMENT ON COLUMN tocsin.messages.progress IS 'Of a job: what an attempt has reported, with the lease token of the attempt, which no other attempt has.';
 
 
 
@@ -3597,6 +3602,12 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._read_progress(progress jsonb, lease bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select case when (progress ->> 'lease')::bigint = lease then (progress - 'lease')::text end $$;
+
+
+
 CREATE FUNCTION tocsin._readable_queue(queue text) RETURNS integer
     LANGUAGE plpgsql STABLE
     AS $$
@@ -5421,7 +5432,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.extend(ids bigint[], leases bigint[], vt interval) RETURNS boolean[]
+CREATE FUNCTION tocsin.extend(ids bigint[], leases bigint[], vt interval, progress jsonb DEFAULT NULL::jsonb) RETURNS boolean[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -5433,16 +5444,21 @@ CREATE FUNCTION tocsin.extend(ids bigint[], leases bigint[], vt interval) RETURN
     AS $$
 #variable_conflict use_column
 declare
+    t timestamptz := "tocsin"._clock();
     settled bigint[];
 begin
     with held as (
-        select m.id
-        from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+        select m.id, g.n
+        from (select x.id, x.lease, x.n from unnest(ids, leases) with ordinality as x (id, lease, n)
+              order by x.id) g
         join "tocsin".messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
             and m.state is not distinct from 'leased'
         for update of m skip locked
     ), extended as (
-        update "tocsin".messages m set vt = "tocsin"._later("tocsin"._clock(), extend.vt)
+        update "tocsin".messages m
+        set vt = "tocsin"._later(t, extend.vt),
+            progress = coalesce(nullif(extend.progress -> (h.n - 1)::integer, 'null')
+                                || jsonb_build_object('at', t, 'lease', m.lease), m.progress)
         from held h where m.id = any (ids) and m.id = h.id
         returning m.id
     )
@@ -5622,7 +5638,7 @@ CREATE FUNCTION tocsin.job_attempts(job_id bigint) RETURNS TABLE(attempt integer
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
     last record;
@@ -5630,17 +5646,17 @@ begin
     select x.* into last
     from (select m.queue_id, m.history, m.read_ct, m.consumer_worker_id, m.dequeued_at,
               null::timestamptz as ended_at, case when m.state = 'leased' then 'running' end as state
-          from "tocsin".messages m where m.id = job_id and m.task is not null
+          from "tocsin".messages m where m.id = job_id and m.task <> '$tick'
           union all
           select d.queue_id, d.history, d.read_ct, d.consumer_worker_id, d.dequeued_at, d.died_at,
               'failed'
-          from "tocsin".dead_letters d where d.id = job_id and d.task is not null
+          from "tocsin".dead_letters d where d.id = job_id and d.task <> '$tick'
           union all
           select a.queue_id, a.history, a.read_ct, a.consumer_worker_id, a.dequeued_at,
               a.archived_at, a.outcome
           from "tocsin".archive a
           where a.queue_id in (select q.id from "tocsin".queues q) and a.id = job_id
-              and a.task is not null) x
+              and a.task <> '$tick') x
     where "tocsin"._may_read_outcomes(x.queue_id);
     if not found then
         perform "tocsin"._raise_error('TC016', format('job %s does not exist', job_id),
@@ -5659,11 +5675,11 @@ begin
             last.dequeued_at, last.ended_at, nullif(last.state, 'running'), null::text;
     end if;
 end
-$$;
+$_$;
 
 
 
-CREATE FUNCTION tocsin.job_outcomes(ids bigint[]) RETURNS TABLE(id bigint, task text, state text, attempts integer, result text, reason text, error text, traceback text)
+CREATE FUNCTION tocsin.job_outcomes(ids bigint[]) RETURNS TABLE(id bigint, task text, state text, attempts integer, result text, reason text, error text, traceback text, progress text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -5679,18 +5695,20 @@ begin
     return query
         select m.id, m.task,
                case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
-               m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text
+               m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text,
+               case when m.state = 'leased' and m.vt > t
+                   then "tocsin"._read_progress(m.progress, m.lease) end
         from "tocsin".messages m
         where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id);
     if finished = '{}' then
         return;
     end if;
     return query
-        select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback
+        select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback, null
         from "tocsin".dead_letters d
         where d.id = any (finished) and d.task is not null and "tocsin"._may_read_outcomes(d.queue_id)
         union all
-        select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null
+        select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null, null
         from "tocsin".archive a
         where a.queue_id in (select q.id from "tocsin".queues q) and a.id = any (finished)
             and a.task is not null and "tocsin"._may_read_outcomes(a.queue_id);
@@ -5873,7 +5891,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.list_jobs(task text DEFAULT NULL::text, queue text DEFAULT NULL::text, state text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, key text DEFAULT NULL::text, newest_first boolean DEFAULT false, max_jobs integer DEFAULT 100, after bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, task_name text, queue_name text, job_state text, job_priority integer, job_key text, attempts integer, max_attempts integer, submitted_at timestamp with time zone, due timestamp with time zone, began_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, arguments text, result text, reason text, error text)
+CREATE FUNCTION tocsin.list_jobs(task text DEFAULT NULL::text, queue text DEFAULT NULL::text, state text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, key text DEFAULT NULL::text, newest_first boolean DEFAULT false, max_jobs integer DEFAULT 100, after bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, task_name text, queue_name text, job_state text, job_priority integer, job_key text, attempts integer, max_attempts integer, submitted_at timestamp with time zone, due timestamp with time zone, began_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, arguments text, result text, reason text, error text, progress text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
@@ -5944,7 +5962,8 @@ begin
         )
         select x.id, x.task, q.name, x.state, x.priority, x.key, x.read_ct, x.max_deliveries,
             x.enqueued_at, x.due, x.dequeued_at, x.ended_at, x.consumer_worker_id,
-            case when $11 then x.payload::text end, x.result::text, x.reason, x.error
+            case when $11 then x.payload::text end, x.result::text, x.reason, x.error,
+            x.progress
         from page p
         join "tocsin".queues q on q.id = p.queue_id
         cross join lateral (
@@ -5954,17 +5973,19 @@ begin
                     as max_deliveries,
                 m.enqueued_at, m.due, m.dequeued_at, null::timestamptz as ended_at,
                 m.consumer_worker_id, m.payload, null::jsonb as result, null::text as reason,
-                coalesce(m.cancel_reason, m.last_error) as error
+                coalesce(m.cancel_reason, m.last_error) as error,
+                case when m.state = 'leased' and m.vt > $10
+                    then "tocsin"._read_progress(m.progress, m.lease) end as progress
             from "tocsin".messages m where m.id = p.id
             union all
             select d.id, d.task, 'failed', d.priority, d.key, d.read_ct,
                 coalesce(d.max_deliveries, q.max_deliveries), d.enqueued_at, null, d.dequeued_at,
-                d.died_at, d.consumer_worker_id, d.payload, null, d.reason, d.error
+                d.died_at, d.consumer_worker_id, d.payload, null, d.reason, d.error, null
             from "tocsin".dead_letters d where d.id = p.id
             union all
             select a.id, a.task, a.outcome, a.priority, a.key, a.read_ct, null, a.enqueued_at,
                 null, a.dequeued_at, a.archived_at, a.consumer_worker_id, a.payload, a.result,
-                null, a.last_error
+                null, a.last_error, null
             from "tocsin".archive a where a.queue_id = p.queue_id and a.id = p.id
         ) x
         order by x.id
@@ -8175,7 +8196,11 @@ CREATE VIEW tocsin.jobs AS
     NULL::text AS reason,
     COALESCE(m.cancel_reason, m.last_error) AS error,
     NULL::text AS traceback,
-    m.history
+    m.history,
+        CASE
+            WHEN ((m.state = 'leased'::tocsin.message_state) AND (m.vt > clock_timestamp()) AND (((m.progress ->> 'lease'::text))::bigint = m.lease)) THEN (m.progress - 'lease'::text)
+            ELSE NULL::jsonb
+        END AS progress
    FROM (tocsin.messages m
      JOIN tocsin.queues q ON ((q.id = m.queue_id)))
   WHERE (m.task <> '$tick'::text)
@@ -8199,7 +8224,8 @@ UNION ALL
     d.reason,
     d.error,
     d.traceback,
-    d.history
+    d.history,
+    NULL::jsonb AS progress
    FROM (tocsin.dead_letters d
      JOIN tocsin.queues q ON ((q.id = d.queue_id)))
   WHERE (d.task <> '$tick'::text)
@@ -8223,7 +8249,8 @@ UNION ALL
     NULL::text AS reason,
     a.last_error AS error,
     NULL::text AS traceback,
-    a.history
+    a.history,
+    NULL::jsonb AS progress
    FROM (tocsin.archive a
      JOIN tocsin.queues q ON ((q.id = a.queue_id)))
   WHERE (a.task <> '$tick'::text);
@@ -8445,7 +8472,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:06:55.855417+00', '2026-11-29 20:06:55.877973+00', '2026-11-29 20:06:55.894075+00', '2026-11-30 20:06:55.894075+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:12:03.441611+00', '2026-11-29 20:12:03.449164+00', '2026-11-29 20:12:03.459958+00', '2026-11-30 20:12:03.459958+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8458,21 +8485,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:06:55.948545+00', '2026-11-29 20:06:55.960338+00', '2026-11-29 20:06:55.962097+00', '2985-03-06 20:06:55.962097+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:12:03.500409+00', '2026-11-29 20:12:03.505053+00', '2026-11-29 20:12:03.506373+00', '2985-03-06 20:12:03.506373+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:06:55.894075+00', '2026-11-29 20:06:55.894075+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:06:55.962097+00', '2026-11-29 20:06:55.962097+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:12:03.459958+00', '2026-11-29 20:12:03.459958+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:12:03.506373+00', '2026-11-29 20:12:03.506373+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:06:55.725759+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:06:55.725784+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:06:55.725789+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:12:03.370009+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:12:03.370035+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:12:03.37004+00');
 
 
 
@@ -8485,11 +8512,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '0d105664bf8b4f49d5442460309326eeaadf85a7f79975dca2e7f0d27755224b');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'e16aa7f541381fe3c23653298c9ceecbfad9c6449f4262443b26a66561b1e41c');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:06:55.988752+00', '2026-11-29 20:06:55.992348+00', '2026-11-29 20:06:56.019884+00', 1795982815992348, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:06:55.997685+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:06:55.992348+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:12:03.524864+00', '2026-11-29 20:12:03.527897+00', '2026-11-29 20:12:03.533893+00', 1795983123527897, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:12:03.529744+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:12:03.527897+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8511,43 +8538,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:06:55.988752+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:07:54.133109+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:13:02.675183+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:06:55.956077+00', '2026-11-29 20:06:57.960338+00', '2026-11-29 20:06:55.956077+00', '2026-11-29 20:06:55.960338+00', NULL, 1795982815960338, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:06:57.080063+00', '2026-11-29 20:06:57.080063+00', '2026-11-29 20:06:55.980282+00', '2026-11-29 20:06:55.984381+00', NULL, 1795982815984381, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:06:55.997685+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:06:55.984381+00:00"}]', NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', '2026-11-29 20:06:56.034546+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:06:56.048279+00', '2026-11-29 20:06:56.048279+00', '2026-11-29 20:06:56.048279+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:06:57.052012+00', '2026-11-29 20:06:57.052012+00', '2026-11-29 20:06:56.052012+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:06:57.06227+00', '2026-11-29 20:06:57.06227+00', '2026-11-29 20:06:56.06227+00', NULL, '2026-11-29 20:06:56.56227+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:06:56.063829+00', '2985-03-06 20:06:56.063829+00', '2026-11-29 20:06:56.063829+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:06:56.066266+00', '2026-11-29 20:06:56.066266+00', '2026-11-29 20:06:56.066266+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:12:03.503682+00', '2026-11-29 20:12:05.505053+00', '2026-11-29 20:12:03.503682+00', '2026-11-29 20:12:03.505053+00', NULL, 1795983123505053, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:12:04.584504+00', '2026-11-29 20:12:04.584504+00', '2026-11-29 20:12:03.520021+00', '2026-11-29 20:12:03.523958+00', NULL, 1795983123523958, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:12:03.529744+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:12:03.523958+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', '2026-11-29 20:12:03.541553+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:12:03.548689+00', '2026-11-29 20:12:03.548689+00', '2026-11-29 20:12:03.548689+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:12:04.551811+00', '2026-11-29 20:12:04.551811+00', '2026-11-29 20:12:03.551811+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:12:04.555246+00', '2026-11-29 20:12:04.555246+00', '2026-11-29 20:12:03.555246+00', NULL, '2026-11-29 20:12:04.055246+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:12:03.559923+00', '2985-03-06 20:12:03.559923+00', '2026-11-29 20:12:03.559923+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:12:03.563821+00', '2026-11-29 20:12:03.563821+00', '2026-11-29 20:12:03.563821+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:06:54.133109+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:06:54.133109+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:06:54.133109+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:06:54.133109+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:06:54.133109+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:12:02.675183+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:12:02.675183+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:12:02.675183+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:12:02.675183+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:12:02.675183+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 2963, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:06:55.753699+00', '2026-11-29 20:06:55.846236+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 13433, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:12:03.383559+00', '2026-11-29 20:12:03.430757+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:06:55.316456+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:06:55.334167+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:06:56.071761+00', '2026-11-29 20:06:55.349187+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:12:03.189254+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:12:03.201217+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:12:03.565562+00', '2026-11-29 20:12:03.205016+00', 'tocsin.paused');
 
 
 
@@ -8566,13 +8593,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:06:55.752234+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:12:03.382009+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 2963, '0.1.0', '2026-11-29 20:06:55.780531+00', '2026-11-29 20:06:55.780531+00', '2026-11-29 20:06:55.912428+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 2963, '0.1.0', '2026-11-29 20:06:55.921516+00', '2026-11-29 20:06:55.921516+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 2963, '0.1.0', '2026-11-29 20:06:55.937471+00', '2026-11-29 20:06:55.937471+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 13433, '0.1.0', '2026-11-29 20:12:03.38914+00', '2026-11-29 20:12:03.38914+00', '2026-11-29 20:12:03.465069+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 13433, '0.1.0', '2026-11-29 20:12:03.46741+00', '2026-11-29 20:12:03.46741+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 13433, '0.1.0', '2026-11-29 20:12:03.492972+00', '2026-11-29 20:12:03.492972+00', NULL);
 
 
 
@@ -9504,6 +9531,10 @@ REVOKE ALL ON FUNCTION tocsin._raise_error(code text, message text, detail jsonb
 
 
 
+REVOKE ALL ON FUNCTION tocsin._read_progress(progress jsonb, lease bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._readable_queue(queue text) FROM PUBLIC;
 
 
@@ -9772,7 +9803,7 @@ REVOKE ALL ON FUNCTION tocsin.ensure_queue(queue text, vt interval, max_deliveri
 
 
 
-REVOKE ALL ON FUNCTION tocsin.extend(ids bigint[], leases bigint[], vt interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.extend(ids bigint[], leases bigint[], vt interval, progress jsonb) FROM PUBLIC;
 
 
 

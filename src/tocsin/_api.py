@@ -18,6 +18,7 @@ from tocsin._jobs.limits import Limit, Rate
 from tocsin._jobs.listing import JobCount, ListedJob
 from tocsin._jobs.packing import Codec, Packing, PayloadStore
 from tocsin._jobs.planned import Planned
+from tocsin._jobs.progress import Progress
 from tocsin._jobs.retrying import RetryPolicy, exponential, fixed, linear
 from tocsin._jobs.schedules import All, Schedule, ScheduleOptions, Schedules
 from tocsin._jobs.session_job import BlockingJob
@@ -169,6 +170,7 @@ __all__ = [
     "Planned",
     "ProcessStatistics",
     "Producer",
+    "Progress",
     "PurgeResult",
     "Queue",
     "QueueAlreadyExists",

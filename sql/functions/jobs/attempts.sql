@@ -21,17 +21,17 @@ begin
     select x.* into last
     from (select m.queue_id, m.history, m.read_ct, m.consumer_worker_id, m.dequeued_at,
               null::timestamptz as ended_at, case when m.state = 'leased' then 'running' end as state
-          from tocsin.messages m where m.id = job_id and m.task is not null
+          from tocsin.messages m where m.id = job_id and m.task <> '$tick'
           union all
           select d.queue_id, d.history, d.read_ct, d.consumer_worker_id, d.dequeued_at, d.died_at,
               'failed'
-          from tocsin.dead_letters d where d.id = job_id and d.task is not null
+          from tocsin.dead_letters d where d.id = job_id and d.task <> '$tick'
           union all
           select a.queue_id, a.history, a.read_ct, a.consumer_worker_id, a.dequeued_at,
               a.archived_at, a.outcome
           from tocsin.archive a
           where a.queue_id in (select q.id from tocsin.queues q) and a.id = job_id
-              and a.task is not null) x
+              and a.task <> '$tick') x
     where tocsin._may_read_outcomes(x.queue_id);
     if not found then
         perform tocsin._raise_error('TC016', format('job %s does not exist', job_id),

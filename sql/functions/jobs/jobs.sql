@@ -20,7 +20,7 @@ create or replace function tocsin.list_jobs(
     id bigint, task_name text, queue_name text, job_state text, job_priority integer, job_key text,
     attempts integer, max_attempts integer, submitted_at timestamptz, due timestamptz,
     began_at timestamptz, ended_at timestamptz, worker_id bigint, arguments text, result text,
-    reason text, error text
+    reason text, error text, progress text
 )
 language plpgsql stable
 set enable_seqscan = off set jit = off
@@ -90,7 +90,8 @@ begin
         )
         select x.id, x.task, q.name, x.state, x.priority, x.key, x.read_ct, x.max_deliveries,
             x.enqueued_at, x.due, x.dequeued_at, x.ended_at, x.consumer_worker_id,
-            case when $11 then x.payload::text end, x.result::text, x.reason, x.error
+            case when $11 then x.payload::text end, x.result::text, x.reason, x.error,
+            x.progress
         from page p
         join tocsin.queues q on q.id = p.queue_id
         cross join lateral (
@@ -100,17 +101,19 @@ begin
                     as max_deliveries,
                 m.enqueued_at, m.due, m.dequeued_at, null::timestamptz as ended_at,
                 m.consumer_worker_id, m.payload, null::jsonb as result, null::text as reason,
-                coalesce(m.cancel_reason, m.last_error) as error
+                coalesce(m.cancel_reason, m.last_error) as error,
+                case when m.state = 'leased' and m.vt > $10
+                    then tocsin._read_progress(m.progress, m.lease) end as progress
             from tocsin.messages m where m.id = p.id
             union all
             select d.id, d.task, 'failed', d.priority, d.key, d.read_ct,
                 coalesce(d.max_deliveries, q.max_deliveries), d.enqueued_at, null, d.dequeued_at,
-                d.died_at, d.consumer_worker_id, d.payload, null, d.reason, d.error
+                d.died_at, d.consumer_worker_id, d.payload, null, d.reason, d.error, null
             from tocsin.dead_letters d where d.id = p.id
             union all
             select a.id, a.task, a.outcome, a.priority, a.key, a.read_ct, null, a.enqueued_at,
                 null, a.dequeued_at, a.archived_at, a.consumer_worker_id, a.payload, a.result,
-                null, a.last_error
+                null, a.last_error, null
             from tocsin.archive a where a.queue_id = p.queue_id and a.id = p.id
         ) x
         order by x.id

@@ -32,13 +32,13 @@
 -- finished. Ids without a job are left out. The states:
 --
 --   waiting    not due yet, or not claimed yet
---   running    a worker holds it
+--   running    a worker holds it; with its progress, if the attempt has reported any
 --   succeeded  with its result
 --   failed     a dead letter, with why (`reason`), the error and its traceback
 --   cancelled  with the reason as its error
 create or replace function tocsin.job_outcomes(ids bigint[]) returns table (
     id bigint, task text, state text, attempts integer, result text, reason text, error text,
-    traceback text
+    traceback text, progress text
 )
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
@@ -52,23 +52,30 @@ begin
     return query
         select m.id, m.task,
                case when m.state = 'leased' and m.vt > t then 'running' else 'waiting' end,
-               m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text
+               m.read_ct, null::text, null::text, coalesce(m.cancel_reason, m.last_error), null::text,
+               case when m.state = 'leased' and m.vt > t
+                   then tocsin._read_progress(m.progress, m.lease) end
         from tocsin.messages m
         where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id);
     if finished = '{}' then
         return;
     end if;
     return query
-        select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback
+        select d.id, d.task, 'failed', d.read_ct, null, d.reason, d.error, d.traceback, null
         from tocsin.dead_letters d
         where d.id = any (finished) and d.task is not null and tocsin._may_read_outcomes(d.queue_id)
         union all
-        select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null
+        select a.id, a.task, a.outcome, a.read_ct, a.result::text, null, a.last_error, null, null
         from tocsin.archive a
         where a.queue_id in (select q.id from tocsin.queues q) and a.id = any (finished)
             and a.task is not null and tocsin._may_read_outcomes(a.queue_id);
 end
 $$;
+
+-- Returns the progress that the attempt with this lease token has reported, as JSON text.
+create or replace function tocsin._read_progress(progress jsonb, lease bigint) returns text
+language sql immutable parallel safe
+as $$ select case when (progress ->> 'lease')::bigint = lease then (progress - 'lease')::text end $$;
 
 -- Records that the process waits for the outcomes of these jobs, if the caller may act
 -- for the process. Returns the jobs that are not finished, with their queue. `alone`: the

@@ -158,25 +158,31 @@ $$;
 -- Extends leases so that they end vt from now. The function does not wait for a row
 -- that another transaction has locked, and returns null for it: the lease still exists,
 -- but was not extended. Usually that transaction is the holder's own, which has settled
--- the message and has not ended.
-create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval)
-    returns boolean[]
+-- the message and has not ended. `progress` is a JSON array with what each job reports: an
+-- object with `done` and, perhaps, `total` and `text`, or null.
+create or replace function tocsin.extend(ids bigint[], leases bigint[], vt interval,
+                                         progress jsonb default null) returns boolean[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set enable_nestloop = off set enable_mergejoin = off set jit = off
 as $$
 #variable_conflict use_column
 declare
+    t timestamptz := tocsin._clock();
     settled bigint[];
 begin
     with held as (
-        select m.id
-        from (select x.id, x.lease from unnest(ids, leases) as x (id, lease) order by x.id) g
+        select m.id, g.n
+        from (select x.id, x.lease, x.n from unnest(ids, leases) with ordinality as x (id, lease, n)
+              order by x.id) g
         join tocsin.messages m on m.id = any (ids) and m.id = g.id and m.lease = g.lease
             and m.state is not distinct from 'leased'
         for update of m skip locked
     ), extended as (
-        update tocsin.messages m set vt = tocsin._later(tocsin._clock(), extend.vt)
+        update tocsin.messages m
+        set vt = tocsin._later(t, extend.vt),
+            progress = coalesce(nullif(extend.progress -> (h.n - 1)::integer, 'null')
+                                || jsonb_build_object('at', t, 'lease', m.lease), m.progress)
         from held h where m.id = any (ids) and m.id = h.id
         returning m.id
     )

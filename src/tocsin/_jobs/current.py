@@ -16,6 +16,7 @@ from tocsin._database.client import Connection
 from tocsin._queue.message import Message
 
 from .completion import Completion
+from .progress import Report, describe_progress
 
 __all__ = ["CurrentJob", "current_job"]
 
@@ -37,6 +38,7 @@ class CurrentJob:
     state: Any
     """What the worker's ``lifespan`` has yielded; None without, or in a process."""
     _completion: Completion = attrs.field(repr=False)
+    _report: Report = attrs.field(repr=False)
 
     @property
     def id(self) -> int:
@@ -110,6 +112,26 @@ class CurrentJob:
             Atomic.
         """
         await self._completion.done(result, connection)
+
+    def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
+        """Report how far the function has come: see `JobInfo.progress`.
+
+        The call is cheap, and a plain function may make it in its thread. The worker
+        writes the last report at most once a second, together with an extension of the
+        lease. A report that was not written when the attempt ends is lost, and so is
+        what was written: progress is that of the attempt that runs.
+
+        Args:
+            done: How much is done.
+            total: How much there is to do.
+            text: What is being done, in up to 1,000 characters; the rest is cut off.
+
+        Raises:
+            TypeError: An argument has a wrong type.
+            ValueError: A number is negative, or not finite.
+            RuntimeError: The function runs in another process.
+        """
+        self._report(describe_progress(done, total, text))
 
     def check_cancelled(self) -> None:
         """Raise if this attempt is to end; for plain functions, which run in threads.

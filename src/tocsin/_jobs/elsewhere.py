@@ -80,7 +80,8 @@ def _run(
         task = _find_task(module, name)
         signature = task.definition.signature
         completion = Completion(message, task.definition, _refuse_transaction)
-        with Running(CurrentJob(message, name, seconds, math.inf, None, completion)):
+        current = CurrentJob(message, name, seconds, math.inf, None, completion, _refuse_report)
+        with Running(current):
             returned = task.function(**signature.read_arguments(decode(arguments)))
             check_that_it_ran(returned, name)
         return signature.write_result(returned), None
@@ -117,6 +118,10 @@ class _NotHere:
 
 def _refuse_transaction() -> AbstractAsyncContextManager[Connection]:
     raise RuntimeError(_REFUSED)
+
+
+def _refuse_report(report: dict[str, Any]) -> NoReturn:
+    raise RuntimeError("a function that runs in another process cannot report progress")
 
 
 _REFUSED = "a function that runs in another process cannot settle or finish its job"

@@ -21,6 +21,7 @@ from .control import Rows, cancel_job, edit_job, requeue_job, reschedule_job
 from .definition import Definition, make_call
 from .job_info import JobInfo, read_outcome, read_row
 from .packing import run_packing
+from .progress import Progress
 from .submitting import pack_all, refuse_links
 
 R = TypeVar("R")
@@ -85,6 +86,22 @@ class Job(Generic[R]):
         if self._process is None:
             return await find_job(self._database, self.id)
         return await look_up(self._process, self.id)
+
+    async def progress(self) -> Progress | None:
+        """Return what the function of the job has reported: see `CurrentJob.progress`.
+
+        Returns:
+            The last report that was written; None: there is none, or the job does not
+            run.
+
+        Raises:
+            JobNotFound: No job has this id, or it was deleted.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Nothing has changed.
+        """
+        return (await self.info()).progress
 
     async def attempts(self) -> Sequence[Attempt]:
         """Return the attempts of the job: see `Jobs.attempts`.

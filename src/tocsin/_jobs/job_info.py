@@ -10,6 +10,8 @@ import attrs
 from tocsin._queue.payload import decode
 from tocsin.errors import JobCancelled, JobFailed, JobTimedOut
 
+from .progress import Progress, read_progress
+
 JobState: TypeAlias = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
 """The state of a job."""
 
@@ -35,6 +37,9 @@ class JobInfo:
     traceback: str | None
     """The traceback of the last attempt; None unless the job has failed."""
 
+    progress: Progress | None
+    """What its function has reported; None: nothing, or the job does not run."""
+
     @property
     def finished(self) -> bool:
         """Whether the job is finished."""
@@ -43,9 +48,11 @@ class JobInfo:
 
 def read_row(row: Sequence[Any]) -> JobInfo:
     """Return the state of a job from a row of ``tocsin.job_outcomes``."""
-    id_, task, state, attempts, result, reason, error, traceback = row
+    id_, task, state, attempts, result, reason, error, traceback, progress = row
     value = None if result is None else decode(result)
-    return JobInfo(id_, task, state, attempts, value, reason, error, traceback)
+    return JobInfo(
+        id_, task, state, attempts, value, reason, error, traceback, read_progress(progress)
+    )
 
 
 def read_outcome(info: JobInfo) -> Any:

@@ -15,6 +15,7 @@ from tocsin._durations import Duration, to_timedelta
 from tocsin._queue.payload import decode
 
 from .job_info import JobState
+from .progress import Progress, read_progress
 
 _LIST = (
     "select * from tocsin.list_jobs(task => %s, queue => %s, state => %s, since => %s,"
@@ -61,6 +62,8 @@ class ListedJob:
     """Why it has failed, as a code: see `DeadLetter.reason`."""
     error: str | None
     """The error of the last attempt that had one, or why it was cancelled."""
+    progress: Progress | None = attrs.field(converter=read_progress)
+    """What its function has reported; None: nothing, or the job does not run."""
 
     @cached_property
     def result(self) -> Any:

@@ -31,6 +31,7 @@ from .elsewhere import Written
 from .judging import judge
 from .packing import Packing, run_packing
 from .places import Places
+from .progress import Reporter
 from .task import Task
 from .ticking import handle_tick
 
@@ -151,7 +152,9 @@ class TaskRunner:
         raised: BaseException | None = None
         async with self._places.place_for(task):
             deadline = math.inf if timeout is None else trio.current_time() + timeout
-            current = CurrentJob(message, task.name, timeout, deadline, self.state, completion)
+            current = CurrentJob(
+                message, task.name, timeout, deadline, self.state, completion, Reporter(message)
+            )
             try:
                 with trio.move_on_at(deadline) as scope, Running(current):
                     if isinstance(work, str):

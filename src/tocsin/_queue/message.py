@@ -95,6 +95,11 @@ async def finish_by(message: Message, statement: str, arguments: Sequence[object
     return await message._source.settler.finish_by(message, statement, arguments)
 
 
+def report_progress(message: Message, progress: str) -> None:
+    """Have the progress of a message written, which is given as JSON."""
+    message._source.settler.report_progress(message, progress)
+
+
 class SupportsSettling(Protocol):
     """The part of a consumer that settles the messages that it has claimed.
 
@@ -116,6 +121,7 @@ class SupportsSettling(Protocol):
         connection: AnyConnection | None = None,
     ) -> list[bool]: ...
     async def extend(self, messages: Sequence[Message], seconds: Duration) -> list[bool]: ...
+    def report_progress(self, message: Message, progress: str) -> None: ...
     async def finish_by(
         self, message: Message, statement: str, arguments: Sequence[object]
     ) -> bool: ...

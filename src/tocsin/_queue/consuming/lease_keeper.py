@@ -5,8 +5,9 @@ that are due, and a handler that ends sooner costs no statement. When the databa
 that a lease is gone, the handler that relied on it is cancelled: it could not settle
 anyway. The same statement says which messages were cancelled. Their handlers are
 cancelled, too; the leases stay, and the run settles these messages when the handlers
-have ended. A statement that is not answered is sent on another connection before the
-leases end, so the leases do not depend on a single connection.
+have ended. The statement also writes the progress that jobs have reported, for which a
+lease is extended sooner. A statement that is not answered is sent on another connection
+before the leases end, so the leases do not depend on a single connection.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 from collections.abc import Sequence
 from datetime import timedelta
 
+import psycopg
 import trio
 
 from tocsin._concurrency.backoff import OutageRetry
@@ -24,10 +26,12 @@ from tocsin._database.client import Database
 from tocsin._database.error_mapping import TRANSIENT
 from tocsin._queue.message import Message, settle_arguments
 from tocsin._queue.workers.health import suspicious_after
+from tocsin.errors import CharacterUnsupported
 
 from .claimed_batch import ClaimedBatch
 from .lease_clock import lease_time, time_asleep
 from .leases import Lease, Leases
+from .progress import ProgressNotes, progress_argument
 from .reporter import Reporter
 
 logger = logging.getLogger("tocsin.lease")
@@ -45,7 +49,7 @@ LOCKED_PAUSE = 0.25
 
 
 _EXTEND = (
-    "select tocsin.extend(%s::bigint[], %s::bigint[], %s),"
+    "select tocsin.extend(%s::bigint[], %s::bigint[], %s, %s::jsonb),"
     " tocsin.cancel_reasons(%s::bigint[], %s::bigint[])"
 )
 
@@ -57,6 +61,7 @@ class LeaseKeeper:
         self._database = database
         self._leases = leases
         self._reporter = reporter
+        self._progress = ProgressNotes(leases)
         self._idle_scope = trio.CancelScope()
 
     def add_batch(self, batch: ClaimedBatch) -> None:
@@ -74,6 +79,10 @@ class LeaseKeeper:
             self._reporter.lost([lost.message])
             _on_lost(self._leases, lost)
 
+    def report_progress(self, message: Message, progress: str) -> None:
+        """Have the progress of a message, as JSON, written soon."""
+        self._wake_by(self._progress.add(message, progress))
+
     @trio.lowlevel.enable_ki_protection
     async def extend_forever(self) -> None:
         """Extend leases in time, without end, and warn of handlers that may hang.
@@ -83,7 +92,7 @@ class LeaseKeeper:
         """
         while True:
             deadline = (
-                min((min(h.extend_at, h.warn_at) for h in self._leases.all()), default=math.inf)
+                min((min(self._due_at(h), h.warn_at) for h in self._leases.all()), default=math.inf)
                 - time_asleep()
             )
             with trio.CancelScope(deadline=deadline) as self._idle_scope:
@@ -107,7 +116,7 @@ class LeaseKeeper:
         Cancellation:
             The leases are extended or not.
         """
-        due = [h for h in self._leases.all() if h.terms.auto_extend and h.extend_at <= until]
+        due = [h for h in self._leases.all() if h.terms.auto_extend and self._due_at(h) <= until]
         return sum(
             [
                 await self._refresh([h for h in due if h.terms.vt == vt], vt, on_purpose)
@@ -155,13 +164,12 @@ class LeaseKeeper:
             The leases are extended or not.
         """
         now = lease_time()
-        ids, tokens = settle_arguments(messages)
-        parameters = [ids, tokens, timedelta(seconds=seconds), ids, tokens]
+        taken = self._progress.take(messages)
         held = [h for m in messages if m in self._leases and (h := self._leases.get(m.id))]
         left = min((h.expires for h in held), default=math.inf) - now
-        ((extended, reasons),) = await self._database.fetch_from_any(
-            _EXTEND, parameters, after=min(max(left / 4, SOONEST), LATEST)
-        )
+        after = min(max(left / 4, SOONEST), LATEST)
+        extended, reasons = await _extend(self._database, messages, seconds, taken, after)
+        self._progress.written(messages, taken, extended)
         for message, still_ours, reason in zip(messages, extended, reasons, strict=True):
             lease = self._leases.get(message.id) if message in self._leases else None
             if lease is not None and reason is not None and not self._leases.is_cancelled(message):
@@ -178,11 +186,39 @@ class LeaseKeeper:
         self._reporter.extended([m for m, o in zip(messages, extended, strict=True) if o])
         return list(extended)
 
+    def _due_at(self, held: Lease) -> float:
+        """Return when a lease is to be extended, or has progress to write."""
+        if not held.terms.auto_extend:
+            return math.inf
+        return min(held.extend_at, max(self._progress.due_at(held.message), held.locked_until))
+
     def _wake_by(self, at: float) -> None:
         at -= time_asleep()
         # The deadline moves without waking the task: most leases end before it.
         if at < self._idle_scope.deadline:
             self._idle_scope.deadline = at
+
+
+async def _extend(
+    database: Database,
+    messages: Sequence[Message],
+    seconds: float,
+    progress: Sequence[str | None],
+    after: float,
+) -> tuple[list[bool | None], list[str | None]]:
+    """Extend leases, and write progress; return what the two functions do."""
+    ids, tokens = settle_arguments(messages)
+    lease, written = timedelta(seconds=seconds), progress_argument(progress)
+    try:
+        ((extended, reasons),) = await database.fetch_from_any(
+            _EXTEND, [ids, tokens, lease, written, ids, tokens], after=after
+        )
+    except (CharacterUnsupported, psycopg.DataError):
+        if written is None:
+            raise
+        # The database cannot hold a text that a job has reported.
+        return await _extend(database, messages, seconds, [], after)
+    return extended, reasons
 
 
 async def check_in_transaction(

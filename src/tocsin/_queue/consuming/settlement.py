@@ -91,6 +91,10 @@ class Settler:
         self._reporter.lost(gone)
         return [ours is not False for ours in extended]
 
+    def report_progress(self, message: Message, progress: str) -> None:
+        """Have the progress of a message written with an extension of its lease."""
+        self._keeper.report_progress(message, progress)
+
     async def finish_by(
         self, message: Message, statement: str, arguments: Sequence[object]
     ) -> bool:

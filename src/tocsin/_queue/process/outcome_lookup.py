@@ -16,7 +16,8 @@ OutcomeRow: TypeAlias = tuple[Any, ...]
 """A row of ``tocsin.job_outcomes``."""
 
 OUTCOMES: Final = (
-    "select id, task, state, attempts, result, reason, error, traceback"
+    "select id, task, state, attempts, result, reason, error, traceback,"
+    " progress"
     " from tocsin.job_outcomes(%s::bigint[])"
 )
 """Asks for the states of jobs."""
