@@ -14,6 +14,7 @@ import trio
 import tocsin
 from tests.support import PATIENCE, query, until, until_true
 from tests.support.jobs import working
+from tocsin._queue.consuming import prefetch
 
 from . import tasks
 
@@ -132,15 +133,19 @@ async def test_a_function_in_a_thread_is_told_and_left_alone(store: tocsin.Store
             raise
         return "done"
 
-    async with working(store, run, concurrency=1):
-        job = await run.submit(store)
-        with trio.fail_after(PATIENCE):
-            await began.wait()
-        await job.cancel("stop")
-        assert await outcome_of(job) == "stop"  # while the thread still runs
+    try:
+        async with working(store, run, concurrency=1):
+            job = await run.submit(store)
+            with trio.fail_after(PATIENCE):
+                await began.wait()
+            await job.cancel("stop")
+            assert await outcome_of(job) == "stop"  # while the thread still runs
+            go_on.set()
+            # its slot is free
+            assert await (await run.submit(store)).result(timeout=PATIENCE) == "done"
+            await until(lambda: told)
+    finally:
         go_on.set()
-        # its slot is free
-        assert await (await run.submit(store)).result(timeout=PATIENCE) == "done"
     assert told == ["cancelled"]
 
 
@@ -218,14 +223,44 @@ async def test_a_process_that_missed_the_notification_reads_the_mark(
         assert await outcome_of(job) == "unheard"
 
 
-async def test_a_prefetched_job_does_not_begin(store: tocsin.Store, store_dsn: str) -> None:
-    async with working(store, tasks.wait_forever, concurrency=1):
-        jobs = [await tasks.wait_forever.submit(store) for _ in range(2)]
-        await until_true(store_dsn, RUNNING)
-        for job in reversed(jobs):
-            await job.cancel("all")
-        assert [await outcome_of(job) for job in jobs] == ["all", "all"]
-    assert (await jobs[1].info()).attempts <= 1
+async def test_a_prefetched_job_does_not_begin(
+    store: tocsin.Store, store_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker has claimed it while earlier jobs took little time."""
+    monkeypatch.setattr(prefetch, "PATIENCE", 3600)
+    last, go_on = trio.Event(), trio.Event()
+    began: list[int] = []
+
+    @tocsin.task(name="note", timeout=None)
+    async def note(number: int) -> None:
+        began.append(tocsin.current_job().id)
+        await trio.lowlevel.checkpoint()
+        if number == 200:
+            last.set()
+            await go_on.wait()
+
+    await store.queues.ensure("default")
+    jobs = await note.submit_many(store, [note.call(n) for n in range(221)])
+    async with working(store, note) as worker:
+        with trio.fail_after(PATIENCE):
+            await last.wait()
+        leased = await query(
+            store_dsn, "select id from tocsin.messages where state = 'leased' order by id"
+        )
+        prefetched = [job for job in jobs if (job.id,) in leased and job.id not in began]
+        job = prefetched[0]
+        leases = worker.consumers[0]._parts.leases
+        (message,) = [held.message for held in leases.all() if held.message.id == job.id]
+        await job.cancel("not needed")
+        assert (await job.info()).state == "running"
+        await until(lambda: leases.is_cancelled(message))
+        go_on.set()
+        assert await outcome_of(job) == "not needed"
+        for other in jobs:
+            if other.id != job.id:
+                await other.result(timeout=PATIENCE)
+    assert len(began) == 220
+    assert job.id not in began
 
 
 async def test_a_plain_message_that_is_leased_is_not_cancelled(store: tocsin.Store) -> None:

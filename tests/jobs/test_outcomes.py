@@ -146,14 +146,24 @@ async def test_a_job_whose_queue_keeps_nothing_has_no_result(store: tocsin.Store
 
 
 async def test_a_failed_job_that_is_replayed_can_succeed(store: tocsin.Store) -> None:
-    async with working(store, tasks.fail_until):
-        job = await tasks.fail_until.using(max_attempts=1).submit(store, 2)
+    broken = True
+
+    @tocsin.task(name="mended", max_attempts=1)
+    async def run() -> str:
+        await trio.lowlevel.checkpoint()
+        if broken:
+            raise OSError("broken")
+        return "done"
+
+    async with working(store, run):
+        job = await run.submit(store)
         with pytest.raises(tocsin.JobFailed):
             await job.result(timeout=PATIENCE)
-    assert (await job.info()).state == "failed"
-    assert (await store.dead_letters.get(job.id)).reason == "handler_failed"
-    await store.dead_letters.replay(job.id)
-    assert (await job.info()).state == "waiting"
+        assert (await job.info()).state == "failed"
+        assert (await store.dead_letters.get(job.id)).reason == "handler_failed"
+        broken = False
+        await store.dead_letters.replay(job.id)
+        assert await job.result(timeout=PATIENCE) == "done"
 
 
 async def test_many_waits_at_once(store: tocsin.Store) -> None:
@@ -216,15 +226,30 @@ async def test_a_process_that_ends_leaves_nothing(store_dsn: str) -> None:
 
 
 async def test_no_notification_without_a_wait(dsn_of_quiet_store: str) -> None:
+    """For NOTIFY makes the commits of all sessions wait for each other."""
     dsn = dsn_of_quiet_store
+    await query(
+        dsn,
+        "do $$ begin execute format('alter database %I set pg_stat_statements.track = %L',"
+        " current_database(), 'all'); end $$",
+    )
     async with tocsin.connect(dsn, heartbeat=3600) as store:
         await store.queues.ensure("default")
-        for number in range(20):
-            await tasks.double.submit(store, number)
-        before = await statements(dsn)
-        await run_once(store)
-        ran = since(before, await statements(dsn))
-    assert not [text for text in ran if "pg_notify(a.channel" in text]
+
+        async def notify_while_jobs_run() -> int:
+            for number in range(5):
+                await tasks.double.submit(store, number)
+            before = await statements(dsn)
+            await run_once(store)
+            ran = since(before, await statements(dsn))
+            return sum(n for text, n in ran.items() if "pg_notify" in text and "awaited" in text)
+
+        assert await notify_while_jobs_run() == 0
+        async with tocsin.connect(dsn, heartbeat=3600) as other, trio.open_nursery() as nursery:
+            job = await tasks.double.submit(store, 1)
+            nursery.start_soon(tasks.double.job(other, job.id).result)
+            await until_true(dsn, REGISTERED)
+            assert await notify_while_jobs_run() > 0
 
 
 async def test_waiting_sends_nothing(dsn_of_quiet_store: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import ENDS_WITHIN, PATIENCE, until
+from tests.support import ENDS_WITHIN, PATIENCE, until, until_idle
 from tests.support.jobs import working
 
 ERRORS: dict[str, BaseException] = {
@@ -233,7 +233,7 @@ async def test_whatever_a_function_raises_in_a_process_fails_its_attempt_alone(
 
 async def test_threads_have_a_limit_of_their_own(store: tocsin.Store) -> None:
     inside = most = 0
-    lock = threading.Lock()
+    lock, go_on = threading.Lock(), threading.Event()
 
     @tocsin.task(name="stays")
     def stay() -> None:
@@ -241,14 +241,21 @@ async def test_threads_have_a_limit_of_their_own(store: tocsin.Store) -> None:
         with lock:
             inside += 1
             most = max(most, inside)
+        go_on.wait(PATIENCE)
         with lock:
             inside -= 1
 
-    async with working(store, stay, concurrency=8, threads=1):
-        jobs = [await stay.submit(store) for _ in range(16)]
-        for job in jobs:
-            await job.result(timeout=PATIENCE)
-    assert most == 1
+    try:
+        async with working(store, stay, concurrency=8, threads=2):
+            jobs = [await stay.submit(store) for _ in range(16)]
+            await until(lambda: inside == 2)
+            await until_idle(store)
+            go_on.set()
+            for job in jobs:
+                await job.result(timeout=PATIENCE)
+    finally:
+        go_on.set()
+    assert most == 2
 
 
 async def test_a_thread_that_is_left_behind_holds_no_place(store: tocsin.Store) -> None:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import PATIENCE, move_clock, query, until
+from tests.support import PATIENCE, move_clock, query, until, until_idle
 from tests.support.jobs import working
 
 from . import tasks
@@ -83,8 +83,7 @@ async def test_functions_run_at_the_same_time_up_to_the_concurrency(store: tocsi
         jobs = [await stay.submit(store) for _ in range(5)]
         with trio.fail_after(PATIENCE):
             await full.wait()
-        states = [(await job.info()).state for job in jobs]
-        assert states.count("running") <= 5
+        await until_idle(store)
         assert inside == 3
         go_on.set()
         for job in jobs:
@@ -179,18 +178,29 @@ async def test_a_function_that_exits_fails_its_attempt_alone(store: tocsin.Store
         assert await (await tasks.double.submit(store, 1)).result(timeout=PATIENCE) == 2
 
 
-async def test_a_policy_that_raises_fails_the_attempt(store: tocsin.Store) -> None:
+async def test_a_policy_that_raises_hides_no_error(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next attempt comes as without a policy, so a second later."""
+
     def broken(attempt: int, error: BaseException) -> float:
         raise ZeroDivisionError
 
-    @tocsin.task(name="broken", retry=broken, max_attempts=1)
+    @tocsin.task(name="broken", retry=broken, max_attempts=2)
     async def fail() -> None:
         await trio.lowlevel.checkpoint()
         raise OSError("lost")
 
-    async with working(store, fail):
-        info = await finished(await fail.submit(store))
-    assert (info.state, info.attempts) == ("failed", 1)
+    await store.queues.ensure("default")
+    job = await fail.submit(store)
+    async with store.worker([fail]) as worker:
+        assert await worker.process_one()
+    info, message = await job.info(), await store.messages.get(job.id)
+    assert (info.state, info.attempts, info.error) == ("waiting", 1, "OSError: lost")
+    assert message.due is not None
+    assert message.dequeued_at is not None
+    assert message.due > message.dequeued_at
+    assert any("the retry policy of task broken has raised" in r.message for r in caplog.records)
 
 
 # Time

@@ -89,18 +89,23 @@ async def test_large_arguments_are_refused(store: tocsin.Store) -> None:
         await tasks.ship.submit(store, tasks.Order(10**20))
 
 
-async def test_calls_of_a_moment_share_a_statement(store: tocsin.Store) -> None:
-    await store.queues.ensure("default")
+async def test_calls_of_a_moment_share_a_statement(dsn_of_quiet_store: str) -> None:
+    dsn = dsn_of_quiet_store
     jobs: list[tocsin.Job[int]] = []
+    async with tocsin.connect(dsn, heartbeat=3600) as store:
+        await store.queues.ensure("default")
 
-    async def submit(number: int) -> None:
-        jobs.append(await tasks.double.using(timeout=number + 1).submit(store, number))
+        async def submit(number: int) -> None:
+            jobs.append(await tasks.double.using(timeout=number + 1).submit(store, number))
 
-    async with trio.open_nursery() as nursery:
-        for number in range(50):
-            nursery.start_soon(submit, number)
-    async with working(store, tasks.double):
-        results = {job.id: await job.result(timeout=PATIENCE) for job in jobs}
+        before = await statements(dsn)
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(submit, number)
+        ran = since(before, await statements(dsn))
+        assert sum(n for text, n in ran.items() if "enqueue" in text) <= 3
+        async with working(store, tasks.double):
+            results = {job.id: await job.result(timeout=PATIENCE) for job in jobs}
     assert sorted(results.values()) == [2 * n for n in range(50)]
 
 
