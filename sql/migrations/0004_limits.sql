@@ -1,8 +1,8 @@
 -- The tables of limits and rates; sql/functions/queue/limits.sql uses them.
 
 create table tocsin.limits (
-    id      integer  generated always as identity primary key,
-    name    text     not null unique check (name <> ''),
+    id      bigint   primary key,
+    name    text     not null check (name <> ''),
     n       integer  not null check (n > 0),
     set_n   integer  check (set_n > 0),
     per     interval check (per > '0 s'),
@@ -11,6 +11,8 @@ create table tocsin.limits (
 );
 comment on table tocsin.limits is
     'Limits (at most n messages of a key at a time) and rates (n messages of a key per interval).';
+create index limits_name on tocsin.limits (name);
+comment on column tocsin.limits.id is 'A digest of the name and the kind.';
 comment on column tocsin.limits.n is 'What the tasks say; see set_n.';
 comment on column tocsin.limits.set_n is 'What an operator has set instead of n; null: nothing.';
 comment on column tocsin.limits.per is 'Of a rate: its interval; null: a limit.';
@@ -20,19 +22,21 @@ comment on column tocsin.limits.ordered is
     'Whether a key has one message at a time, in the order of enqueueing.';
 
 create table tocsin.limit_queues (
-    limit_id integer not null references tocsin.limits on delete cascade,
-    queue_id integer not null references tocsin.queues on delete cascade,
+    limit_id bigint  not null references tocsin.limits on delete cascade,
+    queue_id integer not null,
+    added    xid8    not null,
     since    xid8,
     primary key (limit_id, queue_id)
 );
 comment on table tocsin.limit_queues is 'The queues whose messages name a limit.';
+comment on column tocsin.limit_queues.added is 'The transaction that has added the row.';
 comment on column tocsin.limit_queues.since is
-    'A transaction that began after the row was visible; null: no scan has seen the row.';
+    'A transaction id: all transactions from it on see the row; null: no scan has seen it.';
 create index limit_queues_queue on tocsin.limit_queues (queue_id);
 
 create table tocsin.slots (
     message_id bigint      not null,
-    limit_id   integer     not null,
+    limit_id   bigint      not null,
     key        text        not null,
     queue_id   integer     not null,
     line       integer     not null,
@@ -63,7 +67,7 @@ create index slots_line on tocsin.slots (limit_id, key, line, priority, due, mes
 
 create table tocsin.limit_checks (
     queue_id integer not null,
-    limit_id integer not null,
+    limit_id bigint  not null,
     key      text    not null
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
@@ -73,7 +77,7 @@ comment on table tocsin.limit_checks is
 create index limit_checks_key on tocsin.limit_checks (queue_id, limit_id, key);
 
 create table tocsin.rates (
-    limit_id integer     not null references tocsin.limits on delete cascade,
+    limit_id bigint      not null references tocsin.limits on delete cascade,
     key      text        not null,
     next_at  timestamptz not null,
     primary key (limit_id, key)

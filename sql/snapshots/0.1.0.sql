@@ -1,4 +1,4 @@
--- migrations d1910ddb1b73ef3e4e188174c02c5a5f969fd93832a1c81df4940f139ab31e12
+-- migrations bd688169e45674fa558c9a8dc723718ed950bd78b333133b35b6ddf0ba4a37eb
 
 
 
@@ -287,7 +287,7 @@ SET default_table_access_method = heap;
 
 CREATE TABLE tocsin.slots (
     message_id bigint NOT NULL,
-    limit_id integer NOT NULL,
+    limit_id bigint NOT NULL,
     key text NOT NULL,
     queue_id integer NOT NULL,
     line integer NOT NULL,
@@ -341,14 +341,14 @@ CREATE FUNCTION tocsin._advance(from_line tocsin.slots) RETURNS text
 declare
     l "tocsin".limits;
     s "tocsin".slots;
-    slot_limits integer[] := '{}';
+    slot_limits bigint[] := '{}';
     slot_numbers integer[] := '{}';
 begin
     for s in select x.* from "tocsin".slots x
         where x.message_id = from_line.message_id and x.slot is null and not x.paid
         order by x.stage, x.limit_id
     loop
-        select x.* into l from "tocsin".limits x where x.id = s.limit_id;
+        l := "tocsin"._limit_of(s);
         if s.stage >= 2 and "tocsin"._free_slots(l, s.key) > 0 then
             slot_limits := slot_limits || s.limit_id;
             slot_numbers := slot_numbers
@@ -360,10 +360,9 @@ begin
         end if;
         update "tocsin".slots x set waits = x.limit_id = s.limit_id
         where x.message_id = s.message_id and x.waits is distinct from (x.limit_id = s.limit_id);
-        if s.stage < 2 then
-            insert into "tocsin".limit_checks (queue_id, limit_id, key)
-            values (s.queue_id, s.limit_id, s.key);
-        end if;
+        -- the line may not be known yet (_is_known), or its slot may be free by now
+        insert into "tocsin".limit_checks (queue_id, limit_id, key)
+        values (s.queue_id, s.limit_id, s.key);
         if (s.stage, s.limit_id) >= (from_line.stage, from_line.limit_id) then
             return 'later';
         end if;
@@ -1082,7 +1081,7 @@ $$;
 
 CREATE FUNCTION tocsin._check_limits(limits jsonb) RETURNS void
     LANGUAGE plpgsql
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
     fault text;
@@ -1091,20 +1090,30 @@ begin
         fault := 'limits must be an array';
     else
         select case
-            when jsonb_typeof(x.l) <> 'object' or x.l - '{name,n,per,burst,key,ordered}'::text[] <> '{}'
+            when jsonb_typeof(x.l) <> 'object' then 'a limit must be an object'
+            when x.l - '{name,n,per,burst,key,ordered}'::text[] <> '{}'
                 then 'a limit must be an object with name, n, per, burst, key and ordered'
             when x.l ->> 'name' = '' or octet_length(x.l ->> 'name') > 255
                 then 'the name of a limit must have between 1 and 255 bytes'
-            when x.l -> 'name' is null and x.l -> 'ordered' is distinct from 'true'
+            when x.l ->> 'name' is null and x.l -> 'ordered' is distinct from 'true'
                 then 'a limit must have a name'
             when octet_length(x.l ->> 'key') > 1024 then 'a key must have at most 1,024 bytes'
-            when (x.l ->> 'n')::numeric not between 1 and 1000000
+            when jsonb_typeof(x.l -> 'n') <> 'number' or jsonb_typeof(x.l -> 'burst') <> 'number'
+                or x.l ->> 'n' !~ '^[0-9]{1,7}$' or x.l ->> 'burst' !~ '^[0-9]{1,7}$'
+                or (x.l ->> 'n')::numeric not between 1 and 1000000
                 or (x.l ->> 'burst')::numeric not between 1 and 1000000
-                then 'the n and the burst of a limit must be at least 1'
-            when (x.l ->> 'per')::numeric not between 0.000001 and 31536000000
+                then 'the n and the burst of a limit must be integers from 1 to a million'
+            when jsonb_typeof(x.l -> 'per') <> 'number'
+                or (x.l ->> 'per')::numeric not between 0.000001 and 31536000000
                 then 'the interval of a rate must be positive, and at most a thousand years'
+            when jsonb_typeof(x.l -> 'ordered') <> 'boolean'
+                then 'ordered must be true or false'
+            when (x.l ->> 'ordered')::boolean
+                and (x.l ->> 'n' <> '1' or x.l ? 'per' or x.l ? 'burst')
+                then 'an ordered limit has n = 1, and no interval'
             when count(*) over (partition by x.l ->> 'name') > 1
                 then format('limit "%s" is named twice', x.l ->> 'name')
+            else "tocsin"._find_other_kind("tocsin"._describe_limit(x.l, null))
             end into fault
         from jsonb_array_elements(limits) x (l)
         order by 1 limit 1;
@@ -1113,7 +1122,7 @@ begin
         perform "tocsin"._raise_error('TC022', fault, '{"argument": "limits"}');
     end if;
 end
-$$;
+$_$;
 
 
 
@@ -1599,21 +1608,40 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._declare_limit(spec jsonb, queue_id integer) RETURNS void
+CREATE FUNCTION tocsin._declare_limits(tasks jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
 declare
-    l "tocsin".limits := "tocsin"._find_limit(spec, queue_id);
+    declared "tocsin".limits[];
+    uses "tocsin".limit_queues[];
 begin
-    update "tocsin".limits x
-    set n = (spec ->> 'n')::integer, burst = coalesce((spec ->> 'burst')::integer, 1),
-        per = make_interval(secs => (spec ->> 'per')::float8)
-    where x.id = l.id and "tocsin"._may_consume()
-        and (x.n, x.burst, x.per) is distinct from
-            ((spec ->> 'n')::integer, coalesce((spec ->> 'burst')::integer, 1),
-             make_interval(secs => (spec ->> 'per')::float8));
-    perform "tocsin"._note_waiting(l.id) where found;
+    select array_agg(distinct x.l), array_agg(distinct row(
+               (x.l).id, x.queue_id, pg_current_xact_id(), null)::"tocsin".limit_queues)
+    into declared, uses
+    from (select first_value(l) over (partition by l.id order by t.name desc) as l, q.id as queue_id
+          from jsonb_to_recordset(tasks) t (name text, queue text, limits jsonb)
+          cross join lateral (select ("tocsin".find_queue(t.queue)).id) q
+          cross join lateral jsonb_array_elements(t.limits) s (spec)
+          cross join lateral "tocsin"._describe_limit(s.spec, q.id) l) x;
+    if declared is null then
+        return;
+    elsif (select count(distinct d.name) from unnest(declared) d) < cardinality(declared) then
+        perform "tocsin"._raise_error('TC022',
+            format('limit "%s" is of two kinds: a limit, a rate or an ordered limit', d.name),
+            '{"argument": "tasks"}')
+        from unnest(declared) d group by d.name having count(*) > 1;
+    end if;
+    perform "tocsin"._update_limits(declared);
+    if not exists (select from unnest(uses) u
+                   left join "tocsin".limit_queues x using (limit_id, queue_id)
+                   where x.limit_id is null) then
+        return;
+    end if;
+    perform pg_advisory_xact_lock("tocsin"._lock_key('grant', 0));
+    insert into "tocsin".limits select d.* from unnest(declared) d on conflict (id) do nothing;
+    insert into "tocsin".limit_queues select u.* from unnest(uses) u on conflict do nothing;
+    perform "tocsin"._update_limits(declared);  -- those that a scan has created since
 end
 $$;
 
@@ -1761,6 +1789,73 @@ CREATE FUNCTION tocsin._describe_delivery(m tocsin.messages, ended_at timestamp 
                                    where w.id = m.consumer_worker_id),
                               'dequeued_at', m.dequeued_at, 'ended_at', ended_at, 'outcome',
                               outcome, 'error', left(error, 1000))
+$$;
+
+
+
+CREATE TABLE tocsin.limits (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    n integer NOT NULL,
+    set_n integer,
+    per interval,
+    burst integer DEFAULT 1 NOT NULL,
+    ordered boolean DEFAULT false NOT NULL,
+    CONSTRAINT limits_burst_check CHECK ((burst > 0)),
+    CONSTRAINT limits_check CHECK (((NOT ordered) OR (per IS NULL))),
+    CONSTRAINT limits_n_check CHECK ((n > 0)),
+    CONSTRAINT limits_name_check CHECK ((name <> ''::text)),
+    CONSTRAINT limits_per_check CHECK ((per > '00:00:00'::interval)),
+    CONSTRAINT limits_set_n_check CHECK ((set_n > 0))
+);
+
+
+
+COMMENT ON TABLE tocsin.limits IS 'Limits (at most n messages of a key at a time) and rates (n messages of a key per interval).';
+
+
+
+COMMENT ON COLUMN tocsin.limits.id IS 'A digest of the name and the kind.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.n IS 'What the tasks say; see set_n.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.set_n IS 'What an operator has set instead of n; null: nothing.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.per IS 'Of a rate: its interval; null: a limit.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.burst IS 'Of a rate: how many messages may come at once after a pause.';
+
+
+
+COMMENT ON COLUMN tocsin.limits.ordered IS 'Whether a key has one message at a time, in the order of enqueueing.';
+
+
+
+CREATE FUNCTION tocsin._describe_limit(spec jsonb, queue_id integer) RETURNS tocsin.limits
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    l "tocsin".limits;
+begin
+    l.name := coalesce(spec ->> 'name',
+                       (select 'queue ' || q.name from "tocsin".queues q where q.id = queue_id));
+    l.n := coalesce((spec ->> 'n')::integer, 1);
+    l.per := make_interval(secs => (spec ->> 'per')::float8);
+    l.burst := coalesce((spec ->> 'burst')::integer, 1);
+    l.ordered := coalesce((spec ->> 'ordered')::boolean, false);
+    l.id := ('x' || left(encode(sha256(convert_to(
+        case when l.per is not null then 'rate ' when l.ordered then 'ordered ' else 'limit ' end
+        || l.name, 'UTF8')), 'hex'), 16))::bit(64)::bigint;
+    return l;
+end
 $$;
 
 
@@ -2218,87 +2313,16 @@ $$;
 
 
 
-CREATE TABLE tocsin.limits (
-    id integer NOT NULL,
-    name text NOT NULL,
-    n integer NOT NULL,
-    set_n integer,
-    per interval,
-    burst integer DEFAULT 1 NOT NULL,
-    ordered boolean DEFAULT false NOT NULL,
-    CONSTRAINT limits_burst_check CHECK ((burst > 0)),
-    CONSTRAINT limits_check CHECK (((NOT ordered) OR (per IS NULL))),
-    CONSTRAINT limits_n_check CHECK ((n > 0)),
-    CONSTRAINT limits_name_check CHECK ((name <> ''::text)),
-    CONSTRAINT limits_per_check CHECK ((per > '00:00:00'::interval)),
-    CONSTRAINT limits_set_n_check CHECK ((set_n > 0))
-);
-
-
-
-COMMENT ON TABLE tocsin.limits IS 'Limits (at most n messages of a key at a time) and rates (n messages of a key per interval).';
-
-
-
-COMMENT ON COLUMN tocsin.limits.n IS 'What the tasks say; see set_n.';
-
-
-
-COMMENT ON COLUMN tocsin.limits.set_n IS 'What an operator has set instead of n; null: nothing.';
-
-
-
-COMMENT ON COLUMN tocsin.limits.per IS 'Of a rate: its interval; null: a limit.';
-
-
-
-COMMENT ON COLUMN tocsin.limits.burst IS 'Of a rate: how many messages may come at once after a pause.';
-
-
-
-COMMENT ON COLUMN tocsin.limits.ordered IS 'Whether a key has one message at a time, in the order of enqueueing.';
-
-
-
-CREATE FUNCTION tocsin._find_limit(spec jsonb, queue_id integer) RETURNS tocsin.limits
-    LANGUAGE plpgsql
+CREATE FUNCTION tocsin._find_other_kind(l tocsin.limits) RETURNS text
+    LANGUAGE sql STABLE
     AS $$
-#variable_conflict use_column
-declare
-    called text := coalesce(spec ->> 'name',
-                            (select 'queue ' || q.name from "tocsin".queues q where q.id = queue_id));
-    l "tocsin".limits;
-begin
-    loop
-        select x.* into l from "tocsin".limits x where x.name = called;
-        exit when found;
-        insert into "tocsin".limits (name, n, per, burst, ordered)
-        values (called, coalesce((spec ->> 'n')::integer, 1),
-                make_interval(secs => (spec ->> 'per')::float8),
-                coalesce((spec ->> 'burst')::integer, 1),
-                coalesce((spec ->> 'ordered')::boolean, false))
-        on conflict (name) do nothing;
-        if not found and current_setting('transaction_isolation') <> 'read committed' then
-            raise serialization_failure
-                using message = format('limit "%s" was created by a transaction that this one '
-                                       'cannot see', called),
-                hint = 'Try the transaction again.';
-        end if;
-    end loop;
-    if (l.per is null) <> (spec ->> 'per' is null)
-        or l.ordered <> coalesce((spec ->> 'ordered')::boolean, false) then
-        perform "tocsin"._raise_error('TC022',
-            format('limit "%s" is %s', called, case when l.per is not null then 'a rate'
-                   when l.ordered then 'ordered' else 'neither a rate nor ordered' end),
-            '{"argument": "limits"}', 'Give one of the two another name.');
-    end if;
-    if not exists (select from "tocsin".limit_queues x
-                   where x.limit_id = l.id and x.queue_id = _find_limit.queue_id) then
-        insert into "tocsin".limit_queues (limit_id, queue_id) values (l.id, queue_id)
-        on conflict do nothing;
-    end if;
-    return l;
-end
+    select format('limit "%s" is %s', l.name,
+                  case when x.per is not null then 'a rate' when x.ordered then 'ordered'
+                  else 'neither a rate nor ordered' end)
+    from "tocsin".limits x
+    where x.name = l.name and x.id <> l.id
+        and not exists (select from "tocsin".limits y where y.id = l.id)
+    limit 1
 $$;
 
 
@@ -2517,7 +2541,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._grant_line(queue_id integer, limit_id integer, key text) RETURNS double precision
+CREATE FUNCTION tocsin._grant_line(queue_id integer, limit_id bigint, key text) RETURNS double precision
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2541,10 +2565,16 @@ declare
     locked boolean := false;  -- whether it has skipped a message that it could grant
 begin
     select x.* into l from "tocsin".limits x where x.id = limit_id;
-    known := coalesce((select x.since < pg_snapshot_xmin(pg_current_snapshot())
-                       from "tocsin".limit_queues x
-                       where x.limit_id = _grant_line.limit_id
-                           and x.queue_id = _grant_line.queue_id), false);
+    if not found then
+        select s.* into place
+        from "tocsin".slots s join "tocsin".messages m on m.id = s.message_id
+        where s.limit_id = _grant_line.limit_id and s.key = _grant_line.key and s.waits limit 1;
+        if not found then
+            return null;
+        end if;
+        l := "tocsin"._limit_of(place);
+    end if;
+    known := "tocsin"._is_known(limit_id, queue_id);
     if l.per is null then
         free := "tocsin"._free_slots(l, key);
     end if;
@@ -2595,11 +2625,6 @@ begin
                        and s.line = here and s.waits
                        and s.queue_id = _grant_line.queue_id) then
         return null;
-    end if;
-    if not known then
-        update "tocsin".limit_queues x set since = pg_current_xact_id()
-        where x.limit_id = _grant_line.limit_id and x.queue_id = _grant_line.queue_id
-            and x.since is null;
     end if;
     return case
         when free > 0 and cardinality(wanted) = size then 0
@@ -2745,6 +2770,41 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._is_known(limit_id bigint, queue_id integer) RETURNS boolean
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    x "tocsin".limit_queues;
+begin
+    select y.* into x from "tocsin".limit_queues y
+    where y.limit_id = _is_known.limit_id and y.queue_id = _is_known.queue_id;
+    if x.since is not null then
+        return x.since <= pg_snapshot_xmin(pg_current_snapshot());
+    elsif x.added is null then
+        insert into "tocsin".limit_queues (limit_id, queue_id, added)
+        values (limit_id, queue_id, pg_current_xact_id());
+    elsif x.added <> pg_current_xact_id() then  -- else no other transaction sees the row
+        -- An older transaction may have a later id than this one. So take a new id, for a
+        -- subtransaction. Its end moves the end of the next snapshot past it.
+        begin
+            update "tocsin".limit_queues y set since = null
+            where y.limit_id = _is_known.limit_id and y.queue_id = _is_known.queue_id;
+            raise triggered_action_exception;
+        exception when triggered_action_exception then null;
+        end;
+        update "tocsin".limit_queues y set since = pg_snapshot_xmax(pg_current_snapshot())
+        where y.limit_id = _is_known.limit_id and y.queue_id = _is_known.queue_id;
+    end if;
+    return false;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._is_owner() RETURNS boolean
     LANGUAGE sql STABLE
     AS $$ select pg_has_role("tocsin"._caller(), current_user, 'usage') $$;
@@ -2838,6 +2898,31 @@ CREATE FUNCTION tocsin._later(moment timestamp with time zone, length interval) 
 
 
 
+CREATE FUNCTION tocsin._limit_of(place tocsin.slots) RETURNS tocsin.limits
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    l "tocsin".limits;
+begin
+    select x.* into l from "tocsin".limits x where x.id = place.limit_id;
+    if not found then
+        insert into "tocsin".limits
+        select d.* from "tocsin".messages m
+        cross join lateral jsonb_array_elements(m.options -> 'limits') x (spec)
+        cross join lateral "tocsin"._describe_limit(x.spec, m.queue_id) d
+        where m.id = place.message_id and d.id = place.limit_id
+        returning * into l;
+    end if;
+    return l;
+end
+$$;
+
+
+
 CREATE TABLE tocsin.tasks (
     name text NOT NULL,
     queue_id integer NOT NULL,
@@ -2909,22 +2994,18 @@ CREATE FUNCTION tocsin._line_up(m tocsin.messages) RETURNS void
     AS $$
 #variable_conflict use_column
 declare
-    spec jsonb;
-    l "tocsin".limits;
     first "tocsin".slots;
 begin
-    for spec in select x from jsonb_array_elements(m.options -> 'limits') x order by x ->> 'name'
-    loop
-        l := "tocsin"._find_limit(spec, m.queue_id);
-        insert into "tocsin".slots (message_id, limit_id, key, queue_id, line, stage, priority, due)
-        values (m.id, l.id, coalesce(spec ->> 'key', ''), m.queue_id,
-                case when l.ordered then 0 else m.queue_id end,
-                case when l.per is not null then 0 when l.ordered then 1
-                when spec ->> 'key' <> '' then 2 else 3 end,
-                case when l.ordered then 0 else m.priority end, m.due)
-        on conflict (message_id, limit_id) do update
-        set priority = excluded.priority, due = excluded.due, waits = false;
-    end loop;
+    insert into "tocsin".slots (message_id, limit_id, key, queue_id, line, stage, priority, due)
+    select m.id, l.id, coalesce(x.spec ->> 'key', ''), m.queue_id,
+           case when l.ordered then 0 else m.queue_id end,
+           case when l.per is not null then 0 when l.ordered then 1
+           when x.spec ->> 'key' <> '' then 2 else 3 end,
+           case when l.ordered then 0 else m.priority end, m.due
+    from jsonb_array_elements(m.options -> 'limits') x (spec)
+    cross join lateral "tocsin"._describe_limit(x.spec, m.queue_id) l
+    on conflict (message_id, limit_id) do update
+    set priority = excluded.priority, due = excluded.due, waits = false;
     select s.* into first from "tocsin".slots s
     where s.message_id = m.id and s.slot is null and not s.paid
     order by s.stage, s.limit_id limit 1;
@@ -3324,7 +3405,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._note_check(queue_ids integer[], limit_id integer, key text) RETURNS void
+CREATE FUNCTION tocsin._note_check(queue_ids integer[], limit_id bigint, key text) RETURNS void
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -3352,7 +3433,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._note_free(limit_id integer, key text) RETURNS void
+CREATE FUNCTION tocsin._note_free(limit_id bigint, key text) RETURNS void
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -3370,7 +3451,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._note_waiting(limit_id integer) RETURNS void
+CREATE FUNCTION tocsin._note_waiting(limit_id bigint) RETURNS void
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -3950,6 +4031,9 @@ begin
     -- Delete these rows explicitly: foreign keys are triggers, and may be off.
     delete from "tocsin".archive_policies a where a.queue_id = q.id;
     delete from "tocsin".queue_grants g where g.queue_id = q.id;
+    delete from "tocsin".limit_queues l where l.queue_id = q.id;
+    delete from "tocsin".limit_checks c where c.ctid = any (array(
+        select x.ctid from "tocsin".limit_checks x where x.queue_id = q.id for update skip locked));
     delete from "tocsin".schedules s where s.queue_id = q.id;
     delete from "tocsin".tasks k where k.queue_id = q.id;
     delete from "tocsin".queues x where x.id = q.id;
@@ -4443,6 +4527,24 @@ CREATE FUNCTION tocsin._try_ring(q tocsin.queues) RETURNS boolean
         when pg_notification_queue_usage() >= 0.9 then true
         else pg_notify(q.channel, '') is not null
     end
+$$;
+
+
+
+CREATE FUNCTION tocsin._update_limits(declared tocsin.limits[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+declare
+    d "tocsin".limits;
+begin
+    foreach d in array declared loop
+        update "tocsin".limits x set n = d.n, burst = d.burst, per = d.per
+        where x.id = d.id and "tocsin"._may_consume()
+            and (x.n, x.burst, x.per) is distinct from (d.n, d.burst, d.per);
+        perform "tocsin"._note_waiting(d.id) where found;
+    end loop;
+end
 $$;
 
 
@@ -6764,6 +6866,12 @@ CREATE FUNCTION tocsin.register_tasks(tasks jsonb) RETURNS void
     AS $$
 #variable_conflict use_column
 begin
+    perform "tocsin"._check_limits(coalesce(
+        (select jsonb_agg(case when jsonb_typeof(l.spec) = 'object'
+                          then l.spec - '{parameter,position,default,computed}'::text[]
+                          else l.spec end)
+         from jsonb_array_elements(t.limits) l (spec)), '[]'))
+    from jsonb_to_recordset(tasks) as t (limits jsonb);
     insert into "tocsin".tasks as x (name, queue_id, max_deliveries, priority, timeout, limits,
                                    description, registered_at)
     select t.name, ("tocsin".find_queue(t.queue)).id, t.max_deliveries, t.priority, t.timeout,
@@ -6780,10 +6888,7 @@ begin
     where (x.queue_id, x.max_deliveries, x.priority, x.timeout, x.limits, x.description)
         is distinct from (excluded.queue_id, excluded.max_deliveries, excluded.priority,
                           excluded.timeout, excluded.limits, excluded.description);
-    perform "tocsin"._declare_limit(l.spec, ("tocsin".find_queue(t.queue)).id)
-    from jsonb_to_recordset(tasks) as t (name text, queue text, limits jsonb)
-    cross join lateral jsonb_array_elements(t.limits) l (spec)
-    order by l.spec ->> 'name', t.name;
+    perform "tocsin"._declare_limits(tasks);
 end
 $$;
 
@@ -7285,20 +7390,23 @@ CREATE FUNCTION tocsin.set_limit(name text, n integer) RETURNS void
     AS $$
 #variable_conflict use_column
 declare
-    l "tocsin".limits;
+    ids bigint[];
+    only_one boolean;
 begin
-    select x.* into l from "tocsin".limits x where x.name = set_limit.name;
-    if not found then
+    select array_agg(x.id order by x.id), bool_or(x.ordered) into ids, only_one
+    from "tocsin".limits x where x.name = set_limit.name;
+    if ids is null then
         perform "tocsin"._raise_error('TC022', format('there is no limit "%s"', set_limit.name),
                                     '{"argument": "name"}',
-                                    'A limit exists from the first task or message that names it.');
-    elsif set_limit.n < 1 or set_limit.n > 1000000 or l.ordered and set_limit.n <> 1 then
+                                    'A limit exists from the first worker whose tasks name it, '
+                                    'or the first claim of a message that names it.');
+    elsif set_limit.n < 1 or set_limit.n > 1000000 or only_one and set_limit.n <> 1 then
         perform "tocsin"._raise_error('TC022',
-            case when l.ordered then 'an ordered limit has n = 1'
+            case when only_one then 'an ordered limit has n = 1'
             else 'n must be at least 1, and at most a million' end, '{"argument": "n"}');
     end if;
-    update "tocsin".limits x set set_n = set_limit.n where x.id = l.id;
-    perform "tocsin"._note_waiting(l.id);
+    update "tocsin".limits x set set_n = set_limit.n where x.id = any (ids);
+    perform "tocsin"._note_waiting(i) from unnest(ids) i;
 end
 $$;
 
@@ -8272,7 +8380,7 @@ CREATE SEQUENCE tocsin.lifelines
 
 CREATE TABLE tocsin.limit_checks (
     queue_id integer NOT NULL,
-    limit_id integer NOT NULL,
+    limit_id bigint NOT NULL,
     key text NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
@@ -8286,8 +8394,9 @@ COMMENT ON TABLE tocsin.limit_checks IS 'The keys whose lines the next full scan
 
 
 CREATE TABLE tocsin.limit_queues (
-    limit_id integer NOT NULL,
+    limit_id bigint NOT NULL,
     queue_id integer NOT NULL,
+    added xid8 NOT NULL,
     since xid8
 );
 
@@ -8297,18 +8406,11 @@ COMMENT ON TABLE tocsin.limit_queues IS 'The queues whose messages name a limit.
 
 
 
-COMMENT ON COLUMN tocsin.limit_queues.since IS 'A transaction that began after the row was visible; null: no scan has seen the row.';
+COMMENT ON COLUMN tocsin.limit_queues.added IS 'The transaction that has added the row.';
 
 
 
-ALTER TABLE tocsin.limits ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME tocsin.limits_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1
-);
+COMMENT ON COLUMN tocsin.limit_queues.since IS 'A transaction id: all transactions from it on see the row; null: no scan has seen it.';
 
 
 
@@ -8382,7 +8484,7 @@ ALTER TABLE tocsin.queues ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 CREATE TABLE tocsin.rates (
-    limit_id integer NOT NULL,
+    limit_id bigint NOT NULL,
     key text NOT NULL,
     next_at timestamp with time zone NOT NULL
 );
@@ -8472,7 +8574,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:12:36.430758+00', '2026-11-29 20:12:36.445979+00', '2026-11-29 20:12:36.458667+00', '2026-11-30 20:12:36.458667+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:15:26.290085+00', '2026-11-29 20:15:26.293457+00', '2026-11-29 20:15:26.297639+00', '2026-11-30 20:15:26.297639+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8485,21 +8587,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:12:36.501521+00', '2026-11-29 20:12:36.515255+00', '2026-11-29 20:12:36.518305+00', '2985-03-06 20:12:36.518305+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:15:26.307835+00', '2026-11-29 20:15:26.309935+00', '2026-11-29 20:15:26.310898+00', '2985-03-06 20:15:26.310898+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:12:36.458667+00', '2026-11-29 20:12:36.458667+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:12:36.518305+00', '2026-11-29 20:12:36.518305+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:15:26.297639+00', '2026-11-29 20:15:26.297639+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:15:26.310898+00', '2026-11-29 20:15:26.310898+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:12:36.34561+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:12:36.34563+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:12:36.345634+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:15:26.265809+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:15:26.265827+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:15:26.265831+00');
 
 
 
@@ -8512,11 +8614,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'e16aa7f541381fe3c23653298c9ceecbfad9c6449f4262443b26a66561b1e41c');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '9980a7cbe9c50c74c8b2f895b1bbd93e5886487938599f7acff96a66f77c089f');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:12:36.530016+00', '2026-11-29 20:12:36.531762+00', '2026-11-29 20:12:36.551765+00', 1795983156531762, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:12:36.537266+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:12:36.531762+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:15:26.314654+00', '2026-11-29 20:15:26.31529+00', '2026-11-29 20:15:26.321528+00', 1795983326315290, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:15:26.316852+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:15:26.31529+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8538,43 +8640,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:12:36.530016+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:13:35.282673+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:16:26.020811+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:12:36.510491+00', '2026-11-29 20:12:38.515255+00', '2026-11-29 20:12:36.510491+00', '2026-11-29 20:12:36.515255+00', NULL, 1795983156515255, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:12:37.540746+00', '2026-11-29 20:12:37.540746+00', '2026-11-29 20:12:36.524007+00', '2026-11-29 20:12:36.528775+00', NULL, 1795983156528775, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:12:36.537266+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:12:36.528775+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', '2026-11-29 20:12:36.566569+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:12:36.575729+00', '2026-11-29 20:12:36.575729+00', '2026-11-29 20:12:36.575729+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:12:37.583562+00', '2026-11-29 20:12:37.583562+00', '2026-11-29 20:12:36.583562+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:12:37.587982+00', '2026-11-29 20:12:37.587982+00', '2026-11-29 20:12:36.587982+00', NULL, '2026-11-29 20:12:37.087982+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:12:36.591885+00', '2985-03-06 20:12:36.591885+00', '2026-11-29 20:12:36.591885+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:12:36.594358+00', '2026-11-29 20:12:36.594358+00', '2026-11-29 20:12:36.594358+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:15:26.309223+00', '2026-11-29 20:15:28.309935+00', '2026-11-29 20:15:26.309223+00', '2026-11-29 20:15:26.309935+00', NULL, 1795983326309935, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:15:27.204288+00', '2026-11-29 20:15:27.204288+00', '2026-11-29 20:15:26.313314+00', '2026-11-29 20:15:26.313993+00', NULL, 1795983326313993, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:15:26.316852+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:15:26.313993+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', '2026-11-29 20:15:26.326885+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:15:26.329525+00', '2026-11-29 20:15:26.329525+00', '2026-11-29 20:15:26.329525+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:15:27.330582+00', '2026-11-29 20:15:27.330582+00', '2026-11-29 20:15:26.330582+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:15:27.331217+00', '2026-11-29 20:15:27.331217+00', '2026-11-29 20:15:26.331217+00', NULL, '2026-11-29 20:15:26.831217+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:15:26.331989+00', '2985-03-06 20:15:26.331989+00', '2026-11-29 20:15:26.331989+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:15:26.33262+00', '2026-11-29 20:15:26.33262+00', '2026-11-29 20:15:26.33262+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:12:35.282673+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:12:35.282673+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:12:35.282673+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:12:35.282673+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:12:35.282673+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:15:26.020811+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:15:26.020811+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:15:26.020811+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:15:26.020811+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:15:26.020811+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 15378, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:12:36.368764+00', '2026-11-29 20:12:36.422719+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 20862, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:15:26.271008+00', '2026-11-29 20:15:26.288435+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:12:36.122674+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:12:36.13754+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:12:36.601827+00', '2026-11-29 20:12:36.1446+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:15:26.209415+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:15:26.212807+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:15:26.333682+00', '2026-11-29 20:15:26.214424+00', 'tocsin.paused');
 
 
 
@@ -8593,13 +8695,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:12:36.367801+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:15:26.270165+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 15378, '0.1.0', '2026-11-29 20:12:36.373653+00', '2026-11-29 20:12:36.373653+00', '2026-11-29 20:12:36.467096+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 15378, '0.1.0', '2026-11-29 20:12:36.474352+00', '2026-11-29 20:12:36.474352+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 15378, '0.1.0', '2026-11-29 20:12:36.4894+00', '2026-11-29 20:12:36.4894+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 20862, '0.1.0', '2026-11-29 20:15:26.272655+00', '2026-11-29 20:15:26.272655+00', '2026-11-29 20:15:26.301443+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 20862, '0.1.0', '2026-11-29 20:15:26.303403+00', '2026-11-29 20:15:26.303403+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 20862, '0.1.0', '2026-11-29 20:15:26.305933+00', '2026-11-29 20:15:26.305933+00', NULL);
 
 
 
@@ -8612,10 +8714,6 @@ SELECT pg_catalog.setval('tocsin.flush_marker', 1, false);
 
 
 SELECT pg_catalog.setval('tocsin.lifelines', 1, true);
-
-
-
-SELECT pg_catalog.setval('tocsin.limits_id_seq', 1, false);
 
 
 
@@ -8690,11 +8788,6 @@ ALTER TABLE ONLY tocsin.flows
 
 ALTER TABLE ONLY tocsin.limit_queues
     ADD CONSTRAINT limit_queues_pkey PRIMARY KEY (limit_id, queue_id);
-
-
-
-ALTER TABLE ONLY tocsin.limits
-    ADD CONSTRAINT limits_name_key UNIQUE (name);
 
 
 
@@ -8895,6 +8988,10 @@ CREATE INDEX limit_queues_queue ON tocsin.limit_queues USING btree (queue_id);
 
 
 
+CREATE INDEX limits_name ON tocsin.limits USING btree (name);
+
+
+
 CREATE INDEX messages_expiring ON tocsin.messages USING btree (queue_id, expires_at) WHERE ((state <> 'leased'::tocsin.message_state) AND (expires_at IS NOT NULL));
 
 
@@ -9022,11 +9119,6 @@ ALTER TABLE ONLY tocsin.archive_policies
 
 ALTER TABLE ONLY tocsin.limit_queues
     ADD CONSTRAINT limit_queues_limit_id_fkey FOREIGN KEY (limit_id) REFERENCES tocsin.limits(id) ON DELETE CASCADE;
-
-
-
-ALTER TABLE ONLY tocsin.limit_queues
-    ADD CONSTRAINT limit_queues_queue_id_fkey FOREIGN KEY (queue_id) REFERENCES tocsin.queues(id) ON DELETE CASCADE;
 
 
 
@@ -9267,7 +9359,7 @@ REVOKE ALL ON FUNCTION tocsin._decide_to_ring(queue_id integer, notify text) FRO
 
 
 
-REVOKE ALL ON FUNCTION tocsin._declare_limit(spec jsonb, queue_id integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._declare_limits(tasks jsonb) FROM PUBLIC;
 
 
 
@@ -9280,6 +9372,10 @@ REVOKE ALL ON FUNCTION tocsin._describe_dead_letters(ids bigint[], queue_id inte
 
 
 REVOKE ALL ON FUNCTION tocsin._describe_delivery(m tocsin.messages, ended_at timestamp with time zone, outcome text, error text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._describe_limit(spec jsonb, queue_id integer) FROM PUBLIC;
 
 
 
@@ -9339,7 +9435,7 @@ REVOKE ALL ON FUNCTION tocsin._find_key(queue_id integer, key text) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._find_limit(spec jsonb, queue_id integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._find_other_kind(l tocsin.limits) FROM PUBLIC;
 
 
 
@@ -9375,7 +9471,7 @@ REVOKE ALL ON FUNCTION tocsin._free_slots(l tocsin.limits, key text) FROM PUBLIC
 
 
 
-REVOKE ALL ON FUNCTION tocsin._grant_line(queue_id integer, limit_id integer, key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._grant_line(queue_id integer, limit_id bigint, key text) FROM PUBLIC;
 
 
 
@@ -9403,6 +9499,10 @@ REVOKE ALL ON FUNCTION tocsin._is_admin() FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._is_known(limit_id bigint, queue_id integer) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._is_owner() FROM PUBLIC;
 
 
@@ -9424,6 +9524,10 @@ REVOKE ALL ON FUNCTION tocsin._keep_until(retention interval, at timestamp with 
 
 
 REVOKE ALL ON FUNCTION tocsin._later(moment timestamp with time zone, length interval) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._limit_of(place tocsin.slots) FROM PUBLIC;
 
 
 
@@ -9487,15 +9591,15 @@ REVOKE ALL ON FUNCTION tocsin._next_due(queue_id integer, with_ready boolean) FR
 
 
 
-REVOKE ALL ON FUNCTION tocsin._note_check(queue_ids integer[], limit_id integer, key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._note_check(queue_ids integer[], limit_id bigint, key text) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._note_free(limit_id integer, key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._note_free(limit_id bigint, key text) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._note_waiting(limit_id integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._note_waiting(limit_id bigint) FROM PUBLIC;
 
 
 
@@ -9680,6 +9784,10 @@ REVOKE ALL ON FUNCTION tocsin._try_lock_workers(process_id bigint) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._try_ring(q tocsin.queues) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._update_limits(declared tocsin.limits[]) FROM PUBLIC;
 
 
 

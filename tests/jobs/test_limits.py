@@ -107,7 +107,14 @@ async def test_a_name_is_a_limit_or_a_rate(store: tocsin.Store) -> None:
     def second() -> None:
         pass
 
+    said = 'limit "x" is neither a rate nor ordered'
     await store.queues.ensure("default")
-    await first.submit(store)
-    with pytest.raises(ValueError, match='limit "x" is neither a rate nor ordered'):
-        await second.submit(store)
+    with pytest.raises(ValueError, match='limit "x" is of two kinds'):
+        async with store.worker([first, second]):
+            pass
+    async with store.worker([first]):
+        with pytest.raises(ValueError, match=said):
+            await second.submit(store)
+        with pytest.raises(ValueError, match=said):
+            async with store.worker([second]):
+                pass

@@ -3,10 +3,10 @@
  * will look at it; and no slot has two holders.
  *
  * One limit with one slot, of one key, and two queues with a consumer each. The limit's
- * first queue is known to all; T1 makes the second one known. One transaction of each
- * kind for each queue: an enqueue (T1) puts a message into the queue's line, and a
- * settlement (T2) frees the slot of a message. Each may be rolled back; then the
- * settlement is tried again.
+ * first queue is known to all; the first scan of the second one makes that known. One
+ * transaction of each kind for each queue: an enqueue (T1) puts a message into the
+ * queue's line, and a settlement (T2) frees the slot of a message. Each may be rolled
+ * back; then the settlement is tried again.
  *
  * The bell is one step here, because bell.pml shows that it loses nothing: a commit
  * leaves its ring to each consumer that waits, or that has begun its last scan before.
@@ -24,7 +24,8 @@
  *   -DLOCKED_IGNORED    a scan does not look at the lines of locked rows
  *   -DLOOK_FIRST        a scan looks at the line before it deletes the rows
  *   -DNO_SINCE          a scan trusts that all transactions know its queue
- *   -DSINCE_LAST       it tests that after it has looked at the line
+ *   -DSAME_SCAN         the scan that makes the queue known notes `since`, too
+ *   -DSINCE_LAST        it tests that after it has looked at the line
  *   -DNO_RING           an event does not ring
  */
 #define QUEUES 2
@@ -74,7 +75,7 @@ inline unlock(q, relies) {
     relies = false
 }
 
-/* An enqueue into queue q. The first one of queue 1 makes it known. */
+/* An enqueue into queue q. */
 proctype Enqueue(byte q)
 {
     bit relies, inserts;
@@ -85,10 +86,6 @@ proctype Enqueue(byte q)
     :: true ->
         atomic {
             line[q]++;
-            if
-            :: q == 1 -> known = true
-            :: else
-            fi;
             reveal(q, relies, inserts)
         }
     :: atomic { rollbacks < ROLLBACKS -> rollbacks++ }
@@ -161,9 +158,17 @@ inline test_since() {
         if
         :: names && me == 1 && line[1] > 0 ->
             if
+#ifdef SAME_SCAN
             :: !stamped ->
+#else
+            :: !known -> adds = true; keeps = true
+            :: known && !stamped ->
+#endif
                 stamped = true; keeps = true;
                 older[0] = begun[0]; older[1] = begun[1]
+#ifdef SAME_SCAN
+                ; adds = true
+#endif
             :: stamped && (older[0] || older[1]) -> keeps = true
             :: else
             fi
@@ -175,7 +180,7 @@ inline test_since() {
 /* A full scan: what it has deleted and granted is visible at its commit. */
 proctype Consumer(byte me)
 {
-    bit deletes, names, free, waits, grants, keeps;
+    bit deletes, names, free, waits, grants, keeps, adds;
 scan:
     atomic { !granting -> granting = true; rung[me] = false };   /* or it comes again soon */
 #ifdef LOOK_FIRST
@@ -211,6 +216,10 @@ scan:
     atomic {             /* commit */
         if
         :: keeps -> checks[me] = 1
+        :: else
+        fi;
+        if
+        :: adds -> known = true; adds = false
         :: else
         fi;
         if

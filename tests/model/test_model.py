@@ -95,6 +95,7 @@ def test_the_model_of_outcomes_fails_without_each_part(tmp_path: Path, missing: 
         "LOCKED_IGNORED",
         "LOOK_FIRST",
         "NO_SINCE",
+        "SAME_SCAN",
         "SINCE_LAST",
         "NO_RING",
     ],

@@ -7,7 +7,8 @@
 --   worker    worker id    shared: a claim; exclusive: a change of the worker's state.
 --                          So a suspension never overlooks a claim in progress.
 --   order     queue id     exclusive: an ordered claim (see order.sql)
---   grant     0            exclusive: a scan that grants slots (see slots.sql)
+--   grant     0            exclusive: a scan that grants slots (see slots.sql), or a worker
+--                          that registers tasks with limits (see limits.sql)
 --   lifeline  a number     held by a process's LISTEN connection while it is open
 --   waiting   queue id     shared, by a process's LISTEN connection: a consumer of the
 --                          queue waits there, or is about to wait (see ring.sql)

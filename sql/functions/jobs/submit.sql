@@ -12,6 +12,12 @@ language plpgsql
 as $$
 #variable_conflict use_column
 begin
+    perform tocsin._check_limits(coalesce(
+        (select jsonb_agg(case when jsonb_typeof(l.spec) = 'object'
+                          then l.spec - '{parameter,position,default,computed}'::text[]
+                          else l.spec end)
+         from jsonb_array_elements(t.limits) l (spec)), '[]'))
+    from jsonb_to_recordset(tasks) as t (limits jsonb);
     insert into tocsin.tasks as x (name, queue_id, max_deliveries, priority, timeout, limits,
                                    description, registered_at)
     select t.name, (tocsin.find_queue(t.queue)).id, t.max_deliveries, t.priority, t.timeout,
@@ -28,10 +34,7 @@ begin
     where (x.queue_id, x.max_deliveries, x.priority, x.timeout, x.limits, x.description)
         is distinct from (excluded.queue_id, excluded.max_deliveries, excluded.priority,
                           excluded.timeout, excluded.limits, excluded.description);
-    perform tocsin._declare_limit(l.spec, (tocsin.find_queue(t.queue)).id)
-    from jsonb_to_recordset(tasks) as t (name text, queue text, limits jsonb)
-    cross join lateral jsonb_array_elements(t.limits) l (spec)
-    order by l.spec ->> 'name', t.name;
+    perform tocsin._declare_limits(tasks);
 end
 $$;
 

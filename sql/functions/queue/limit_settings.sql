@@ -21,19 +21,22 @@ language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    l tocsin.limits;
+    ids bigint[];
+    only_one boolean;
 begin
-    select x.* into l from tocsin.limits x where x.name = set_limit.name;
-    if not found then
+    select array_agg(x.id order by x.id), bool_or(x.ordered) into ids, only_one
+    from tocsin.limits x where x.name = set_limit.name;
+    if ids is null then
         perform tocsin._raise_error('TC022', format('there is no limit "%s"', set_limit.name),
                                     '{"argument": "name"}',
-                                    'A limit exists from the first task or message that names it.');
-    elsif set_limit.n < 1 or set_limit.n > 1000000 or l.ordered and set_limit.n <> 1 then
+                                    'A limit exists from the first worker whose tasks name it, '
+                                    'or the first claim of a message that names it.');
+    elsif set_limit.n < 1 or set_limit.n > 1000000 or only_one and set_limit.n <> 1 then
         perform tocsin._raise_error('TC022',
-            case when l.ordered then 'an ordered limit has n = 1'
+            case when only_one then 'an ordered limit has n = 1'
             else 'n must be at least 1, and at most a million' end, '{"argument": "n"}');
     end if;
-    update tocsin.limits x set set_n = set_limit.n where x.id = l.id;
-    perform tocsin._note_waiting(l.id);
+    update tocsin.limits x set set_n = set_limit.n where x.id = any (ids);
+    perform tocsin._note_waiting(i) from unnest(ids) i;
 end
 $$;

@@ -1,6 +1,5 @@
 -- Limits: at most n messages of a key run at a time, over all processes and queues. This
--- file says which messages wait, and when a scan must look at them again; slots.sql
--- grants the slots.
+-- file has the protocol, and puts the messages into lines; slots.sql grants the slots.
 --
 -- A message with limits is inserted as `held`. It waits in the *line* of a key, by its row
 -- in `slots`, until a full scan of its queue grants it all its slots and makes it ready.
@@ -33,13 +32,18 @@
 -- lock of that row until it ends, so no scan deletes the row before. A scan looks at the
 -- lines of locked rows, too, and skips no event of a transaction that has ended.
 --
--- T2 must know each queue with a message in the line, also when T1 is not committed. So
--- T1 inserts the queue into `limit_queues`, usually a worker long before. A T2 that runs
--- at this moment does not see the row. The first scan that sees it notes its own
--- transaction id in `since`. Until all older transactions have ended, scans keep the rows
--- in `limit_checks`; a scan tests that before it looks. A transaction of a stricter
--- isolation level may have an older snapshot than its id, so it notes all queues, and it
--- takes no part in scans.
+-- T1 writes no row that another transaction may write, or two user transactions could
+-- wait for each other: the id of a limit is a digest of its name, and `limits` and
+-- `limit_queues` are written under the lock `grant` only, by scans and by workers that
+-- register tasks (_declare_limits).
+--
+-- T2 must know each queue with a message in the line: `limit_queues` has these queues.
+-- The first scan that looks at a line of the limit for its queue adds the row, if no
+-- worker has. A T2 that runs at this moment does not see the row. So the next scan notes
+-- in `since` a transaction id that is later than all of the transactions that have begun
+-- by then. Until these have ended, scans keep the rows in `limit_checks`; a scan tests
+-- that before it looks. A transaction of a stricter isolation level may have an older
+-- snapshot than its id, so it notes all queues, and it takes no part in scans.
 --
 -- A message takes what it needs in stages: the due times of its rates, each ordered limit
 -- in the order of ids, and at last all other limits at once or none. A holder of an
@@ -62,20 +66,30 @@ begin
         fault := 'limits must be an array';
     else
         select case
-            when jsonb_typeof(x.l) <> 'object' or x.l - '{name,n,per,burst,key,ordered}'::text[] <> '{}'
+            when jsonb_typeof(x.l) <> 'object' then 'a limit must be an object'
+            when x.l - '{name,n,per,burst,key,ordered}'::text[] <> '{}'
                 then 'a limit must be an object with name, n, per, burst, key and ordered'
             when x.l ->> 'name' = '' or octet_length(x.l ->> 'name') > 255
                 then 'the name of a limit must have between 1 and 255 bytes'
-            when x.l -> 'name' is null and x.l -> 'ordered' is distinct from 'true'
+            when x.l ->> 'name' is null and x.l -> 'ordered' is distinct from 'true'
                 then 'a limit must have a name'
             when octet_length(x.l ->> 'key') > 1024 then 'a key must have at most 1,024 bytes'
-            when (x.l ->> 'n')::numeric not between 1 and 1000000
+            when jsonb_typeof(x.l -> 'n') <> 'number' or jsonb_typeof(x.l -> 'burst') <> 'number'
+                or x.l ->> 'n' !~ '^[0-9]{1,7}$' or x.l ->> 'burst' !~ '^[0-9]{1,7}$'
+                or (x.l ->> 'n')::numeric not between 1 and 1000000
                 or (x.l ->> 'burst')::numeric not between 1 and 1000000
-                then 'the n and the burst of a limit must be at least 1'
-            when (x.l ->> 'per')::numeric not between 0.000001 and 31536000000
+                then 'the n and the burst of a limit must be integers from 1 to a million'
+            when jsonb_typeof(x.l -> 'per') <> 'number'
+                or (x.l ->> 'per')::numeric not between 0.000001 and 31536000000
                 then 'the interval of a rate must be positive, and at most a thousand years'
+            when jsonb_typeof(x.l -> 'ordered') <> 'boolean'
+                then 'ordered must be true or false'
+            when (x.l ->> 'ordered')::boolean
+                and (x.l ->> 'n' <> '1' or x.l ? 'per' or x.l ? 'burst')
+                then 'an ordered limit has n = 1, and no interval'
             when count(*) over (partition by x.l ->> 'name') > 1
                 then format('limit "%s" is named twice', x.l ->> 'name')
+            else tocsin._find_other_kind(tocsin._describe_limit(x.l, null))
             end into fault
         from jsonb_array_elements(limits) x (l)
         order by 1 limit 1;
@@ -86,70 +100,103 @@ begin
 end
 $$;
 
--- Returns the limit of this description, which it creates if there is none, and notes
--- that messages of the queue name it.
-create or replace function tocsin._find_limit(spec jsonb, queue_id integer) returns tocsin.limits
-language plpgsql
+-- Returns what the limits of this name are when none is of the same kind.
+create or replace function tocsin._find_other_kind(l tocsin.limits) returns text
+language sql stable
 as $$
-#variable_conflict use_column
+    select format('limit "%s" is %s', l.name,
+                  case when x.per is not null then 'a rate' when x.ordered then 'ordered'
+                  else 'neither a rate nor ordered' end)
+    from tocsin.limits x
+    where x.name = l.name and x.id <> l.id
+        and not exists (select from tocsin.limits y where y.id = l.id)
+    limit 1
+$$;
+
+-- Returns the limit that a message or a task of the queue describes, whether or not the
+-- table has it. A limit, a rate and an ordered limit of one name are three limits, so
+-- that each message has a line also when two transactions at once give the name to two of
+-- them. Usually _check_limits refuses one of the two.
+create or replace function tocsin._describe_limit(spec jsonb, queue_id integer)
+    returns tocsin.limits
+language plpgsql stable
+as $$
 declare
-    called text := coalesce(spec ->> 'name',
-                            (select 'queue ' || q.name from tocsin.queues q where q.id = queue_id));
     l tocsin.limits;
 begin
-    loop
-        select x.* into l from tocsin.limits x where x.name = called;
-        exit when found;
-        insert into tocsin.limits (name, n, per, burst, ordered)
-        values (called, coalesce((spec ->> 'n')::integer, 1),
-                make_interval(secs => (spec ->> 'per')::float8),
-                coalesce((spec ->> 'burst')::integer, 1),
-                coalesce((spec ->> 'ordered')::boolean, false))
-        on conflict (name) do nothing;
-        if not found and current_setting('transaction_isolation') <> 'read committed' then
-            raise serialization_failure
-                using message = format('limit "%s" was created by a transaction that this one '
-                                       'cannot see', called),
-                hint = 'Try the transaction again.';
-        end if;
-    end loop;
-    if (l.per is null) <> (spec ->> 'per' is null)
-        or l.ordered <> coalesce((spec ->> 'ordered')::boolean, false) then
-        perform tocsin._raise_error('TC022',
-            format('limit "%s" is %s', called, case when l.per is not null then 'a rate'
-                   when l.ordered then 'ordered' else 'neither a rate nor ordered' end),
-            '{"argument": "limits"}', 'Give one of the two another name.');
-    end if;
-    if not exists (select from tocsin.limit_queues x
-                   where x.limit_id = l.id and x.queue_id = _find_limit.queue_id) then
-        insert into tocsin.limit_queues (limit_id, queue_id) values (l.id, queue_id)
-        on conflict do nothing;
-    end if;
+    l.name := coalesce(spec ->> 'name',
+                       (select 'queue ' || q.name from tocsin.queues q where q.id = queue_id));
+    l.n := coalesce((spec ->> 'n')::integer, 1);
+    l.per := make_interval(secs => (spec ->> 'per')::float8);
+    l.burst := coalesce((spec ->> 'burst')::integer, 1);
+    l.ordered := coalesce((spec ->> 'ordered')::boolean, false);
+    l.id := ('x' || left(encode(sha256(convert_to(
+        case when l.per is not null then 'rate ' when l.ordered then 'ordered ' else 'limit ' end
+        || l.name, 'UTF8')), 'hex'), 16))::bit(64)::bigint;
     return l;
 end
 $$;
 
--- Creates a limit that a task names, or gives it what the task says.
-create or replace function tocsin._declare_limit(spec jsonb, queue_id integer) returns void
+-- Creates the limits of the tasks that a worker registers, or gives them what the tasks
+-- say. Rows are locked in the order of ids. The lock `grant`, without which no scan
+-- grants, is taken for new rows only, and after the wait for a transaction that has set
+-- a limit.
+create or replace function tocsin._declare_limits(tasks jsonb) returns void
 language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    l tocsin.limits := tocsin._find_limit(spec, queue_id);
+    declared tocsin.limits[];
+    uses tocsin.limit_queues[];
 begin
-    update tocsin.limits x
-    set n = (spec ->> 'n')::integer, burst = coalesce((spec ->> 'burst')::integer, 1),
-        per = make_interval(secs => (spec ->> 'per')::float8)
-    where x.id = l.id and tocsin._may_consume()
-        and (x.n, x.burst, x.per) is distinct from
-            ((spec ->> 'n')::integer, coalesce((spec ->> 'burst')::integer, 1),
-             make_interval(secs => (spec ->> 'per')::float8));
-    perform tocsin._note_waiting(l.id) where found;
+    select array_agg(distinct x.l), array_agg(distinct row(
+               (x.l).id, x.queue_id, pg_current_xact_id(), null)::tocsin.limit_queues)
+    into declared, uses
+    from (select first_value(l) over (partition by l.id order by t.name desc) as l, q.id as queue_id
+          from jsonb_to_recordset(tasks) t (name text, queue text, limits jsonb)
+          cross join lateral (select (tocsin.find_queue(t.queue)).id) q
+          cross join lateral jsonb_array_elements(t.limits) s (spec)
+          cross join lateral tocsin._describe_limit(s.spec, q.id) l) x;
+    if declared is null then
+        return;
+    elsif (select count(distinct d.name) from unnest(declared) d) < cardinality(declared) then
+        perform tocsin._raise_error('TC022',
+            format('limit "%s" is of two kinds: a limit, a rate or an ordered limit', d.name),
+            '{"argument": "tasks"}')
+        from unnest(declared) d group by d.name having count(*) > 1;
+    end if;
+    perform tocsin._update_limits(declared);
+    if not exists (select from unnest(uses) u
+                   left join tocsin.limit_queues x using (limit_id, queue_id)
+                   where x.limit_id is null) then
+        return;
+    end if;
+    perform pg_advisory_xact_lock(tocsin._lock_key('grant', 0));
+    insert into tocsin.limits select d.* from unnest(declared) d on conflict (id) do nothing;
+    insert into tocsin.limit_queues select u.* from unnest(uses) u on conflict do nothing;
+    perform tocsin._update_limits(declared);  -- those that a scan has created since
+end
+$$;
+
+-- Gives limits that exist the numbers of these, which are in the order of ids.
+create or replace function tocsin._update_limits(declared tocsin.limits[]) returns void
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    d tocsin.limits;
+begin
+    foreach d in array declared loop
+        update tocsin.limits x set n = d.n, burst = d.burst, per = d.per
+        where x.id = d.id and tocsin._may_consume()
+            and (x.n, x.burst, x.per) is distinct from (d.n, d.burst, d.per);
+        perform tocsin._note_waiting(d.id) where found;
+    end loop;
 end
 $$;
 
 -- Notes that scans must look at all lines of a limit, which has changed.
-create or replace function tocsin._note_waiting(limit_id integer) returns void
+create or replace function tocsin._note_waiting(limit_id bigint) returns void
 language plpgsql
 as $$
 #variable_conflict use_column
@@ -161,7 +208,7 @@ end
 $$;
 
 -- Notes that scans of these queues must look at the line of the key, and rings.
-create or replace function tocsin._note_check(queue_ids integer[], limit_id integer, key text)
+create or replace function tocsin._note_check(queue_ids integer[], limit_id bigint, key text)
     returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
@@ -187,7 +234,7 @@ end
 $$;
 
 -- Notes that a message has left the line of a key, or has left its slot.
-create or replace function tocsin._note_free(limit_id integer, key text) returns void
+create or replace function tocsin._note_free(limit_id bigint, key text) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
@@ -209,22 +256,18 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
-    spec jsonb;
-    l tocsin.limits;
     first tocsin.slots;
 begin
-    for spec in select x from jsonb_array_elements(m.options -> 'limits') x order by x ->> 'name'
-    loop
-        l := tocsin._find_limit(spec, m.queue_id);
-        insert into tocsin.slots (message_id, limit_id, key, queue_id, line, stage, priority, due)
-        values (m.id, l.id, coalesce(spec ->> 'key', ''), m.queue_id,
-                case when l.ordered then 0 else m.queue_id end,
-                case when l.per is not null then 0 when l.ordered then 1
-                when spec ->> 'key' <> '' then 2 else 3 end,
-                case when l.ordered then 0 else m.priority end, m.due)
-        on conflict (message_id, limit_id) do update
-        set priority = excluded.priority, due = excluded.due, waits = false;
-    end loop;
+    insert into tocsin.slots (message_id, limit_id, key, queue_id, line, stage, priority, due)
+    select m.id, l.id, coalesce(x.spec ->> 'key', ''), m.queue_id,
+           case when l.ordered then 0 else m.queue_id end,
+           case when l.per is not null then 0 when l.ordered then 1
+           when x.spec ->> 'key' <> '' then 2 else 3 end,
+           case when l.ordered then 0 else m.priority end, m.due
+    from jsonb_array_elements(m.options -> 'limits') x (spec)
+    cross join lateral tocsin._describe_limit(x.spec, m.queue_id) l
+    on conflict (message_id, limit_id) do update
+    set priority = excluded.priority, due = excluded.due, waits = false;
     select s.* into first from tocsin.slots s
     where s.message_id = m.id and s.slot is null and not s.paid
     order by s.stage, s.limit_id limit 1;

@@ -233,6 +233,9 @@ begin
     -- Delete these rows explicitly: foreign keys are triggers, and may be off.
     delete from tocsin.archive_policies a where a.queue_id = q.id;
     delete from tocsin.queue_grants g where g.queue_id = q.id;
+    delete from tocsin.limit_queues l where l.queue_id = q.id;
+    delete from tocsin.limit_checks c where c.ctid = any (array(
+        select x.ctid from tocsin.limit_checks x where x.queue_id = q.id for update skip locked));
     delete from tocsin.schedules s where s.queue_id = q.id;
     delete from tocsin.tasks k where k.queue_id = q.id;
     delete from tocsin.queues x where x.id = q.id;

@@ -72,7 +72,7 @@ $$;
 -- Grants the free slots of a key to messages of the queue. Returns null when an event is
 -- to come first, 0 when the line may have more to grant, and else the seconds until the
 -- next look.
-create or replace function tocsin._grant_line(queue_id integer, limit_id integer, key text)
+create or replace function tocsin._grant_line(queue_id integer, limit_id bigint, key text)
     returns float8
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -92,10 +92,16 @@ declare
     locked boolean := false;  -- whether it has skipped a message that it could grant
 begin
     select x.* into l from tocsin.limits x where x.id = limit_id;
-    known := coalesce((select x.since < pg_snapshot_xmin(pg_current_snapshot())
-                       from tocsin.limit_queues x
-                       where x.limit_id = _grant_line.limit_id
-                           and x.queue_id = _grant_line.queue_id), false);
+    if not found then
+        select s.* into place
+        from tocsin.slots s join tocsin.messages m on m.id = s.message_id
+        where s.limit_id = _grant_line.limit_id and s.key = _grant_line.key and s.waits limit 1;
+        if not found then
+            return null;
+        end if;
+        l := tocsin._limit_of(place);
+    end if;
+    known := tocsin._is_known(limit_id, queue_id);
     if l.per is null then
         free := tocsin._free_slots(l, key);
     end if;
@@ -147,17 +153,68 @@ begin
                        and s.queue_id = _grant_line.queue_id) then
         return null;
     end if;
-    if not known then
-        update tocsin.limit_queues x set since = pg_current_xact_id()
-        where x.limit_id = _grant_line.limit_id and x.queue_id = _grant_line.queue_id
-            and x.since is null;
-    end if;
     return case
         when free > 0 and cardinality(wanted) = size then 0
         when locked or free > 0 and not l.ordered  -- another transaction has locked the rest
             -- or a transaction may not know that this queue has messages in the line
             or not known then 0.25
     end;
+end
+$$;
+
+-- Returns the limit that a message's row of `slots` is for. A scan creates it as the
+-- message describes it if no worker has registered it.
+create or replace function tocsin._limit_of(place tocsin.slots) returns tocsin.limits
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    l tocsin.limits;
+begin
+    select x.* into l from tocsin.limits x where x.id = place.limit_id;
+    if not found then
+        insert into tocsin.limits
+        select d.* from tocsin.messages m
+        cross join lateral jsonb_array_elements(m.options -> 'limits') x (spec)
+        cross join lateral tocsin._describe_limit(x.spec, m.queue_id) d
+        where m.id = place.message_id and d.id = place.limit_id
+        returning * into l;
+    end if;
+    return l;
+end
+$$;
+
+-- Returns whether all open transactions see that the queue has messages in the lines of
+-- the limit (limits.sql). If not, the scan does what is next to make them see it.
+create or replace function tocsin._is_known(limit_id bigint, queue_id integer) returns boolean
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    x tocsin.limit_queues;
+begin
+    select y.* into x from tocsin.limit_queues y
+    where y.limit_id = _is_known.limit_id and y.queue_id = _is_known.queue_id;
+    if x.since is not null then
+        return x.since <= pg_snapshot_xmin(pg_current_snapshot());
+    elsif x.added is null then
+        insert into tocsin.limit_queues (limit_id, queue_id, added)
+        values (limit_id, queue_id, pg_current_xact_id());
+    elsif x.added <> pg_current_xact_id() then  -- else no other transaction sees the row
+        -- An older transaction may have a later id than this one. So take a new id, for a
+        -- subtransaction. Its end moves the end of the next snapshot past it.
+        begin
+            update tocsin.limit_queues y set since = null
+            where y.limit_id = _is_known.limit_id and y.queue_id = _is_known.queue_id;
+            raise triggered_action_exception;
+        exception when triggered_action_exception then null;
+        end;
+        update tocsin.limit_queues y set since = pg_snapshot_xmax(pg_current_snapshot())
+        where y.limit_id = _is_known.limit_id and y.queue_id = _is_known.queue_id;
+    end if;
+    return false;
 end
 $$;
 
@@ -181,14 +238,14 @@ as $$
 declare
     l tocsin.limits;
     s tocsin.slots;
-    slot_limits integer[] := '{}';
+    slot_limits bigint[] := '{}';
     slot_numbers integer[] := '{}';
 begin
     for s in select x.* from tocsin.slots x
         where x.message_id = from_line.message_id and x.slot is null and not x.paid
         order by x.stage, x.limit_id
     loop
-        select x.* into l from tocsin.limits x where x.id = s.limit_id;
+        l := tocsin._limit_of(s);
         if s.stage >= 2 and tocsin._free_slots(l, s.key) > 0 then
             slot_limits := slot_limits || s.limit_id;
             slot_numbers := slot_numbers
@@ -200,10 +257,9 @@ begin
         end if;
         update tocsin.slots x set waits = x.limit_id = s.limit_id
         where x.message_id = s.message_id and x.waits is distinct from (x.limit_id = s.limit_id);
-        if s.stage < 2 then
-            insert into tocsin.limit_checks (queue_id, limit_id, key)
-            values (s.queue_id, s.limit_id, s.key);
-        end if;
+        -- the line may not be known yet (_is_known), or its slot may be free by now
+        insert into tocsin.limit_checks (queue_id, limit_id, key)
+        values (s.queue_id, s.limit_id, s.key);
         if (s.stage, s.limit_id) >= (from_line.stage, from_line.limit_id) then
             return 'later';
         end if;

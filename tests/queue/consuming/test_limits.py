@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psycopg
 import pytest
 import trio
 
@@ -66,17 +67,23 @@ async def test_each_key_has_its_slots(store: tocsin.Store, store_dsn: str, queue
 async def test_a_message_takes_all_of_its_limits_or_none(
     store: tocsin.Store, store_dsn: str, queue: str
 ) -> None:
-    both = limit("x", 1), limit("y", 1)
-    first = await enqueue(store_dsn, both[0])
-    blocked = await enqueue(store_dsn, *both)
-    other = await enqueue(store_dsn, both[1])
+    one, other = limit("x", 1), limit("y", 1)
+    first = await enqueue(store_dsn, one)
     async with store.consumer(queue) as consumer:
-        (message, second) = await consumer.dequeue(5)
-        assert [message.id, second.id] == [first, other]
-        await message.archive()
+        (message,) = await consumer.dequeue(5)
+        assert message.id == first
+        blocked = await enqueue(store_dsn, one, other)
         assert await claimed(consumer) == []
-        await second.archive()
-        assert await claimed(consumer) == [blocked]
+        assert await query(
+            store_dsn, "select message_id from tocsin.slots where slot is not null"
+        ) == [(first,)]
+        await message.archive()
+        (message,) = await consumer.dequeue(5)
+        assert message.id == blocked
+        last = [await enqueue(store_dsn, either) for either in (one, other)]
+        assert await claimed(consumer) == []
+        await message.archive()
+        assert await claimed(consumer) == last
 
 
 async def test_a_retry_gives_the_slot_back(store: tocsin.Store, store_dsn: str, queue: str) -> None:
@@ -228,3 +235,31 @@ async def test_ordered_keys_keep_their_order_with_failures_and_several_consumers
         nursery.cancel_scope.cancel()
     for key in range(3):
         assert [n for n in handled if n % 3 == key] == list(range(key, 24, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("x", "must be an object"),
+        ({"n": 1}, "must have a name"),
+        ({"name": "x", "n": 1.5}, "integers"),
+        ({"name": "x", "n": "2"}, "integers"),
+        ({"name": "x", "n": 1_000_001}, "integers"),
+        ({"name": "x", "n": 1, "per": 1, "burst": 0.5}, "integers"),
+        ({"name": "x", "n": 1, "per": "soon"}, "interval of a rate"),
+        ({"name": "x", "ordered": 1}, "ordered must be true or false"),
+        ({"name": "x", "ordered": True, "n": 2}, "an ordered limit has n = 1"),
+        ({"name": "x", "ordered": True, "per": 2}, "an ordered limit has n = 1"),
+    ],
+)
+async def test_limits_that_no_consumer_could_read_are_refused(
+    store_dsn: str, queue: str, spec: Any, said: str
+) -> None:
+    limits = json.dumps([spec])
+    task = f'[{{"name": "t", "queue": "q", "max_deliveries": 1, "limits": {limits}}}]'
+    for call in (
+        f"""enqueue('q', '1', options => '{{"limits": {limits}}}')""",
+        f"register_tasks('{task}')",
+    ):
+        with pytest.raises(psycopg.Error, match=said):
+            await query(store_dsn, f"select tocsin.{call}")
