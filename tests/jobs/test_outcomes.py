@@ -11,7 +11,16 @@ import trio
 import trio.testing
 
 import tocsin
-from tests.support import PATIENCE, open_connection, query, since, statements, until, until_true
+from tests.support import (
+    PATIENCE,
+    nodes,
+    open_connection,
+    query,
+    since,
+    statements,
+    until,
+    until_true,
+)
 from tests.support.jobs import working
 from tests.support.queues import open_transaction
 
@@ -191,6 +200,19 @@ async def test_two_tasks_may_wait_for_one_job(store: tocsin.Store, job: tocsin.J
         await trio.testing.wait_all_tasks_blocked(0.05)
         await run_once(store)
     assert results == [42, 42]
+
+
+def test_a_look_at_unfinished_jobs_reads_nothing_of_finished_ones(plans: Any) -> None:
+    plans("select tocsin.enqueue('q', '[]', task => 't'), tocsin.enqueue('q', '[]', task => 't')")
+
+    def read(statement: str) -> set[str]:
+        found = plans(statement).values()
+        tables = {node.get("Relation Name", "") for plan in found for node in nodes(plan)}
+        return {name.partition("_")[0] for name in tables} & {"messages", "archive", "dead"}
+
+    look = "select * from tocsin.job_outcomes(array[{}]::bigint[])"
+    assert read(look.format("1, 2")) == {"messages"}
+    assert read(look.format("1, 3")) == {"messages", "archive", "dead"}
 
 
 # What a wait leaves behind
