@@ -303,6 +303,19 @@ async def test_a_target_of_the_wrong_kind_is_refused(store: tocsin.Store, store_
     await on_asyncio(store_dsn, program)
 
 
+async def test_a_target_that_is_left_out_is_said_to_be_missing(store: tocsin.Store) -> None:
+    """The first argument of the function is in its place."""
+    submit: Any
+    for submit in tasks.double.submit, tasks.double.using(delay=1).submit:
+        with pytest.raises(TypeError, match=r"the first argument is the store .* not int"):
+            await submit(21)
+    for submit in tasks.double.submit_blocking, tasks.double.using(delay=1).submit_blocking:
+        with pytest.raises(TypeError, match=r"the first argument is the store .* not int"):
+            submit(21)
+    with pytest.raises(tocsin.ArgumentsInvalid):
+        await tasks.double.submit(store)  # type: ignore[call-arg]
+
+
 # SQLAlchemy
 
 

@@ -51,6 +51,20 @@ BlockingTarget: TypeAlias = Blocking | HasConnection | SqlalchemySession
 """What has a blocking psycopg connection."""
 
 
+def check_target(target: object) -> None:
+    """Check that this may be what a program submits to, by its attributes.
+
+    Raises:
+        TypeError: It is something else, such as an argument of the function.
+    """
+    known = "jobs", "connection", "get_raw_connection", "pgconn"
+    if not any(hasattr(target, name) for name in known):
+        raise TypeError(
+            "the first argument is the store or the connection to which the job is submitted, not"
+            f" {type(target).__name__}; the arguments of the function follow it"
+        )
+
+
 async def unwrap_async(target: object) -> Async:
     """Return the async psycopg connection of a target, for a statement.
 

@@ -24,8 +24,9 @@ from tocsin._arguments import check_count, check_priority, check_text
 from tocsin._database.schema import Schema
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import TICK
+from tocsin.errors import ArgumentsInvalid
 
-from .connections import BlockingTarget
+from .connections import BlockingTarget, check_target
 from .definition import Call, Definition, SubmitOptions, TaskOptions, make_call
 from .job import Job
 from .limits import Limiting, check_keys, read_limits
@@ -107,7 +108,7 @@ class Task(Generic[P, R]):
         Cancellation:
             The job is submitted or not.
         """
-        return await submit(target, self.call(*args, **kwargs))
+        return await submit(target, _call_for(target, self.call, *args, **kwargs))
 
     async def submit_many(self, target: Target, calls: Iterable[Call[R]], /) -> list[Job[R]]:
         """Submit all calls of this task or, on any refusal, none.
@@ -142,7 +143,7 @@ class Task(Generic[P, R]):
             TocsinError: What `tocsin.enqueue` raises.
             TypeError: The target has no such connection.
         """
-        return submit_blocking(target, self.call(*args, **kwargs))
+        return submit_blocking(target, _call_for(target, self.call, *args, **kwargs))
 
     def submit_many_blocking(
         self, target: BlockingTarget, calls: Iterable[Call[R]], /
@@ -249,7 +250,7 @@ class Choice(Generic[P, R]):
         Cancellation:
             The job is submitted or not.
         """
-        return await submit(target, self.call(*args, **kwargs))
+        return await submit(target, _call_for(target, self.call, *args, **kwargs))
 
     def submit_blocking(
         self, target: BlockingTarget, /, *args: P.args, **kwargs: P.kwargs
@@ -260,7 +261,7 @@ class Choice(Generic[P, R]):
             ArgumentsInvalid: The function does not take these arguments.
             TocsinError: What `tocsin.enqueue` raises.
         """
-        return submit_blocking(target, self.call(*args, **kwargs))
+        return submit_blocking(target, _call_for(target, self.call, *args, **kwargs))
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return a call of the task with these options, to be submitted.
@@ -269,6 +270,20 @@ class Choice(Generic[P, R]):
             ArgumentsInvalid: The function does not take these arguments.
         """
         return attrs.evolve(self.task.call(*args, **kwargs), options=self.options)
+
+
+def _call_for(
+    target: object, call: Callable[P, Call[R]], /, *args: P.args, **kwargs: P.kwargs
+) -> Call[R]:
+    """Return a call for a target.
+
+    If the target was left out, the first argument is in its place.
+    """
+    try:
+        return call(*args, **kwargs)
+    except ArgumentsInvalid:
+        check_target(target)
+        raise
 
 
 class _Decorator(Protocol):
