@@ -1181,6 +1181,21 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._check_requeue(queue_id integer, job_id bigint, parent bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform "tocsin"._check_change(queue_id);
+    if parent is not null then
+        perform "tocsin"._raise_error('TC022',
+            format('job %s waits for job %s of its flow, which has not succeeded', job_id, parent),
+            '{"argument": "job_id"}', 'Requeue the flow.');
+    end if;
+end
+$$;
+
+
+
 CREATE TABLE tocsin.schedules (
     id bigint NOT NULL,
     name text NOT NULL,
@@ -2019,20 +2034,18 @@ declare
     t timestamptz := "tocsin"._clock();
     over bigint[];
 begin
-    with found as (
-        select f.id from "tocsin".flows f
-        where f.ended_at is null and not exists (
-            select from "tocsin".flow_jobs j join "tocsin".messages m on m.id = j.job_id
-            where j.flow_id = f.id)
-        order by f.id limit most for update skip locked
-    ), ended as (
+    over := array(select f.id from "tocsin".flows f
+                  where f.ended_at is null and not "tocsin"._is_unfinished(f.id)
+                  order by f.id limit most for update skip locked);
+    with ended as (
         update "tocsin".flows f
         set ended_at = t,
             keep_until = coalesce((select max("tocsin"._keep_until(p.retention, t))
                                    from "tocsin".flow_jobs j
                                    join "tocsin".archive_policies p on p.queue_id = j.queue_id
                                    where j.flow_id = f.id), t)
-        from found x where f.id = x.id
+        -- a job may have been requeued since the statement above began
+        where f.id = any (over) and not "tocsin"._is_unfinished(f.id)
         returning f.id
     )
     select array_agg(e.id) into over from ended e;
@@ -2042,11 +2055,10 @@ begin
     join "tocsin".archive_policies p on p.queue_id = j.queue_id
     where j.flow_id = any (over) and a.queue_id = j.queue_id and a.id = j.job_id;
     over := array(select f.id from "tocsin".flows f
-                  where f.keep_until <= t and not exists (
-                      select from "tocsin".flow_jobs j
-                      where j.flow_id = f.id and (
-                          exists (select from "tocsin".messages m where m.id = j.job_id)
-                          or exists (select from "tocsin".dead_letters d where d.id = j.job_id)))
+                  where f.keep_until <= t and not "tocsin"._is_unfinished(f.id)
+                      and not exists (select from "tocsin".flow_jobs j
+                                      join "tocsin".dead_letters d on d.id = j.job_id
+                                      where j.flow_id = f.id)
                   limit most for update skip locked);
     delete from "tocsin".edges e where e.flow_id = any (over);
     delete from "tocsin".flow_jobs j where j.flow_id = any (over);
@@ -2056,7 +2068,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin._end_parents(parents jsonb, succeeded boolean) RETURNS void
+CREATE FUNCTION tocsin._end_parents(parents jsonb, succeeded boolean, gone boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2074,7 +2086,8 @@ begin
     end if;
     with recursive reached (id) as (
         select e.child from "tocsin".edges e
-        where e.parent = any (ended) and e.on_failure = 'cancel' and not e.done
+        where e.parent = any (ended) and not e.done
+            and (e.on_failure = 'cancel' or gone and e.on_failure = 'hold')
         union
         select e.child from reached r join "tocsin".edges e on e.parent = r.id
         where e.on_failure = 'cancel' and not e.done
@@ -2541,6 +2554,23 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._give_up(ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    perform "tocsin"._end_parents(p.parents, succeeded => false, gone => true)
+    from (select jsonb_object_agg(j.job_id, null) as parents from "tocsin".flow_jobs j
+          where j.job_id = any (ids)) p
+    where p.parents is not null;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._grant_line(queue_id integer, limit_id bigint, key text) RETURNS double precision
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
@@ -2811,6 +2841,23 @@ CREATE FUNCTION tocsin._is_owner() RETURNS boolean
 
 
 
+CREATE FUNCTION tocsin._is_unfinished(flow_id bigint) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+    return exists (select from "tocsin".flow_jobs j join "tocsin".messages m on m.id = j.job_id
+                   where j.flow_id = _is_unfinished.flow_id);
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._is_valid(payload jsonb, max_payload integer, delay interval, at timestamp with time zone, expires_in interval, max_deliveries integer) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -2867,21 +2914,6 @@ begin
     end if;
 end
 $_$;
-
-
-
-CREATE FUNCTION tocsin._jobs_of(flow_id bigint) RETURNS bigint[]
-    LANGUAGE plpgsql STABLE
-    AS $$
-begin
-    if not exists (select from "tocsin".flows f where f.id = flow_id) then
-        perform "tocsin"._raise_error('TC043', format('flow %s does not exist', flow_id),
-                                    jsonb_build_object('flow_id', flow_id));
-    end if;
-    return array(select j.job_id from "tocsin".flow_jobs j where j.flow_id = _jobs_of.flow_id
-                 order by j.job_id);
-end
-$$;
 
 
 
@@ -3042,6 +3074,31 @@ begin
     return array(select d.id from "tocsin".dead_letters d
                  where "tocsin"._matches_filter(d, ids, queue_id, reason, error, died_before)
                  order by d.id limit max_letters for update skip locked);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._lock_flow(flow_id bigint) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    ids bigint[];
+begin
+    perform from "tocsin".flows f where f.id = _lock_flow.flow_id for update;
+    if not found then
+        perform "tocsin"._raise_error('TC043', format('flow %s does not exist', flow_id),
+                                    jsonb_build_object('flow_id', flow_id));
+    end if;
+    ids := array(select j.job_id from "tocsin".flow_jobs j where j.flow_id = _lock_flow.flow_id
+                 order by j.job_id);
+    perform from "tocsin".messages m where m.id = any (ids) order by m.id for update;
+    return ids;
 end
 $$;
 
@@ -4020,7 +4077,7 @@ begin
         perform pg_sleep(0.005);
     end loop;
     archived_count := "tocsin".purge_archive(q.id, null, false);
-    perform "tocsin"._end_parents(e.parents, succeeded => false)
+    perform "tocsin"._end_parents(e.parents, succeeded => false, gone => true)
     from (select jsonb_object_agg(j.job_id, null) as parents from "tocsin".flow_jobs j
           where j.queue_id = q.id) e
     where e.parents is not null;
@@ -4037,6 +4094,22 @@ begin
     delete from "tocsin".schedules s where s.queue_id = q.id;
     delete from "tocsin".tasks k where k.queue_id = q.id;
     delete from "tocsin".queues x where x.id = q.id;
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin._reopen_flows(ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    perform from "tocsin".flows f where f.id = any (ids) order by f.id for update;
+    update "tocsin".flows f set ended_at = null, keep_until = null
+    where f.id = any (ids) and f.ended_at is not null;
 end
 $$;
 
@@ -4605,6 +4678,7 @@ begin
     select s.queue_id, s.span, s.until, t, count(*)
     from removed d join shelved s on s.queue_id = d.queue_id
     group by s.queue_id, s.span, s.until;
+    perform "tocsin"._give_up(taken);
     return cardinality(taken);
 end
 $$;
@@ -4790,35 +4864,25 @@ CREATE FUNCTION tocsin.cancel_flow(flow_id bigint) RETURNS bigint[]
     AS $$
 #variable_conflict use_column
 declare
-    ids bigint[] := "tocsin"._jobs_of(flow_id);
+    ids bigint[] := "tocsin"._lock_flow(flow_id);
+    t timestamptz := "tocsin"._clock();
+    running bigint[];
     cancelled bigint[];
     leases bigint[];
-    running bigint;
 begin
-    perform from "tocsin".messages m
-    where m.id = any (ids) and (m.state <> 'leased' or m.vt <= "tocsin"._clock())
-    order by m.id for update;
+    running := array(select m.id from "tocsin".messages m
+                     where m.id = any (ids) and m.state = 'leased' and m.vt > t order by m.id);
     with changed as (
         update "tocsin".messages m
         set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled'
-        where m.id = any (ids) and (m.state <> 'leased' or m.vt <= "tocsin"._clock())
+        where m.id = any (ids) and m.id <> all (running)
         returning m.id, m.lease
     )
     select array_agg(c.id order by c.id), array_agg(c.lease order by c.id) into cancelled, leases
     from changed c;
     perform "tocsin"._archive(cancelled, leases, outcome => 'cancelled') where cancelled is not null;
-    foreach running in array array(
-        select m.id from "tocsin".messages m
-        where m.id = any (ids) and m.state is not distinct from 'leased' order by m.id)
-    loop
-        begin
-            perform "tocsin".cancel(running);
-            cancelled := cancelled || running;
-        exception when sqlstate 'TC015' or sqlstate 'TC016' then  -- it has just ended
-            null;
-        end;
-    end loop;
-    return coalesce(cancelled, '{}');
+    perform "tocsin".cancel(r.id) from unnest(running) r (id);
+    return coalesce(cancelled, '{}') || running;
 end
 $$;
 
@@ -4978,7 +5042,8 @@ declare
     t timestamptz := "tocsin"._clock();
     before timestamptz := coalesce("tocsin"._cutoff(older_than), 'infinity');
     cleared bigint;
-    letters bigint := 0;
+    given_up bigint[];  -- jobs that can no longer be requeued
+    letters bigint[];
 begin
     if not states <@ '{succeeded,failed,cancelled}' then
         perform "tocsin"._raise_error('TC022', 'states must be succeeded, failed or cancelled',
@@ -4997,7 +5062,7 @@ begin
         delete from "tocsin".archive a
         where a.task is not null and (clear_jobs.task is null or a.task = clear_jobs.task)
             and a.outcome = any (states) and a.archived_at < before
-        returning a.queue_id, a.span, a.keep_until
+        returning a.queue_id, a.span, a.keep_until, a.id, a.outcome
     ), per_slot as (
         select g.queue_id, g.span, "tocsin"._archive_slot(g.span, g.keep_until) as starts_at,
             count(*) as n
@@ -5006,14 +5071,20 @@ begin
         insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select p.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
     )
-    select coalesce(sum(p.n), 0) into cleared from per_slot p;
+    select coalesce((select sum(p.n) from per_slot p), 0),
+        array(select g.id from gone g where g.outcome <> 'succeeded')
+    into cleared, given_up;
     if 'failed' = any (states) then
-        delete from "tocsin".dead_letters d
-        where d.task is not null and (clear_jobs.task is null or d.task = clear_jobs.task)
-            and d.died_at < before;
-        get diagnostics letters = row_count;
+        with gone as (
+            delete from "tocsin".dead_letters d
+            where d.task is not null and (clear_jobs.task is null or d.task = clear_jobs.task)
+                and d.died_at < before
+            returning d.id
+        )
+        select array_agg(g.id) into letters from gone g;
     end if;
-    return cleared + letters;
+    perform "tocsin"._give_up(given_up || letters);
+    return cleared + coalesce(cardinality(letters), 0);
 end
 $$;
 
@@ -5088,7 +5159,7 @@ begin
         perform "tocsin"._announce(q, jobs) from unnest(queues) q;
     end if;
     if parents is not null then
-        perform "tocsin"._end_parents(parents, succeeded => false);
+        perform "tocsin"._end_parents(parents, succeeded => false, gone => true);
     end if;
     return "tocsin"._outcomes(ids, settled);
 end
@@ -6442,6 +6513,7 @@ declare
     t timestamptz := "tocsin"._clock();
     before timestamptz := coalesce("tocsin"._later(t, -older_than), 'infinity');
     purged bigint;
+    given_up bigint[];  -- jobs that can no longer be requeued
 begin
     if dry_run and older_than is null then
         return "tocsin".archived_count(queue_id);
@@ -6452,7 +6524,7 @@ begin
     with gone as (
         delete from "tocsin".archive a
             where a.queue_id = purge_archive.queue_id and a.archived_at < before
-                returning a.span, a.keep_until
+                returning a.span, a.keep_until, a.id, a.outcome
     ), per_slot as (
         select g.span, "tocsin"._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n
             from gone g group by 1, 2
@@ -6460,7 +6532,10 @@ begin
         insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select purge_archive.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
     )
-    select coalesce(sum(p.n), 0) into purged from per_slot p;
+    select coalesce((select sum(p.n) from per_slot p), 0),
+        array(select g.id from gone g where g.outcome <> 'succeeded')
+    into purged, given_up;
+    perform "tocsin"._give_up(given_up) where given_up <> '{}';
     return purged;
 end
 $$;
@@ -6491,6 +6566,7 @@ begin
     end if;
     taken := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     delete from "tocsin".dead_letters d where d.id = any (taken);
+    perform "tocsin"._give_up(taken);
     return cardinality(taken);
 end
 $$;
@@ -6565,7 +6641,7 @@ begin
         into ready_count, delayed_count, held_count, held_up, parents
         from gone g;
         if parents is not null then
-            perform "tocsin"._end_parents(parents, succeeded => false);
+            perform "tocsin"._end_parents(parents, succeeded => false, gone => true);
         end if;
         if held_up then
             perform "tocsin"._ring(q.id);
@@ -7029,7 +7105,18 @@ declare
     t timestamptz;
 begin
     perform "tocsin"._check_due(delay, null);
+    -- The rows of flows are locked before those of their jobs; a call by queue waits for
+    -- neither.
+    perform "tocsin"._reopen_flows(array(select d.flow_id from "tocsin".dead_letters d
+                                       where d.id = any (ids) and d.flow_id is not null));
     taken := "tocsin"._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    flows := array(select f.id from "tocsin".flows f
+                   where f.id in (select d.flow_id from "tocsin".dead_letters d
+                                  where d.id = any (taken) and d.flow_id is not null)
+                   for update skip locked);
+    taken := array(select d.id from "tocsin".dead_letters d
+                   where d.id = any (taken) and (d.flow_id is null or d.flow_id = any (flows)));
+    perform "tocsin"._reopen_flows(flows);
     t := "tocsin"._later("tocsin"._clock(), coalesce(delay, '0 s'));
     with added as (
         insert into "tocsin".messages (id, queue_id, priority, state, due, vt, enqueued_at,
@@ -7045,14 +7132,11 @@ begin
         where d.id = any (taken)
         order by d.id
         on conflict (queue_id, key) where key is not null do nothing
-        returning id, flow_id
+        returning id
     ), removed as (
         delete from "tocsin".dead_letters d using added a where d.id = any (taken) and d.id = a.id
     )
-    select coalesce(array_agg(a.id order by a.id), '{}'), array_agg(a.flow_id) into replayed, flows
-    from added a;
-    update "tocsin".flows f set ended_at = null, keep_until = null
-    where f.id = any (flows) and f.ended_at is not null;
+    select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
     if ids is not null and cardinality(replayed) < cardinality(taken) then
         held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed)
                          order by x.id);
@@ -7105,21 +7189,35 @@ CREATE FUNCTION tocsin.requeue_flow(flow_id bigint) RETURNS bigint[]
     AS $$
 #variable_conflict use_column
 declare
-    t timestamptz;
-    ids bigint[] := "tocsin"._jobs_of(flow_id);
+    ids bigint[] := "tocsin"._lock_flow(flow_id);
+    t timestamptz := "tocsin"._clock();
+    again bigint[];
     requeued bigint[];
 begin
-    update "tocsin".flows f set ended_at = null, keep_until = null where f.id = requeue_flow.flow_id;
-    perform from "tocsin".edges e where e.flow_id = requeue_flow.flow_id
-    order by e.parent, e.child, e.argument for update;
-    t := "tocsin"._clock();
+    perform "tocsin"._reopen_flows(array[flow_id]);
+    again := array(select d.id from "tocsin".dead_letters d
+                   where d.id = any (ids) order by d.id for update)
+        || array(select a.id from "tocsin".archive a
+                 where a.queue_id in (select j.queue_id from "tocsin".flow_jobs j
+                                      where j.flow_id = requeue_flow.flow_id)
+                     and a.id = any (ids) and a.outcome <> 'succeeded'
+                 order by a.id for update);
+    with recursive behind (id) as (
+        select e.child from "tocsin".edges e
+        where e.flow_id = requeue_flow.flow_id and not e.done and e.parent <> all (again)
+            and not exists (select from "tocsin".messages m where m.id = e.parent)
+        union
+        select e.child from behind b join "tocsin".edges e on e.parent = b.id where not e.done
+    )
+    select array_agg(x.id) into again
+    from unnest(again) x (id) where x.id not in (select b.id from behind b);
     with dead as (
-        delete from "tocsin".dead_letters d where d.id = any (ids) returning d.*
+        delete from "tocsin".dead_letters d where d.id = any (again) returning d.*
     ), gone as (
         delete from "tocsin".archive a
         where a.queue_id in (select j.queue_id from "tocsin".flow_jobs j
                              where j.flow_id = requeue_flow.flow_id)
-            and a.id = any (ids) and a.outcome = 'cancelled'
+            and a.id = any (again)
         returning a.*
     ), counted as (
         insert into "tocsin".archive_count_deltas (queue_id, span, keep_until, archived_at, n)
@@ -7148,8 +7246,6 @@ begin
     select array_agg(a.id order by a.id) into requeued from added a;
     update "tocsin".edges e set done = false, value = null
     where e.parent = any (requeued) and e.done;
-    perform from "tocsin".messages m
-    where m.id = any (ids) and m.waits_for is not null order by m.id for update;
     update "tocsin".messages m
     set waits_for = (select count(*) from "tocsin".edges e where e.child = m.id and not e.done)
     where m.id = any (ids) and m.waits_for is not null;
@@ -7175,11 +7271,14 @@ declare
     t timestamptz := "tocsin"._clock();
     a "tocsin".archive;
     queue integer;
+    parent bigint;
+    flow bigint;
 begin
+    select min(e.parent) into parent from "tocsin".edges e where e.child = job_id and not e.done;
     select d.queue_id into queue from "tocsin".dead_letters d
     where d.id = job_id and d.task is not null;
     if found then
-        perform "tocsin"._check_change(queue);
+        perform "tocsin"._check_requeue(queue, job_id, parent);
         if cardinality("tocsin".replay(ids => array[job_id])) = 1 then
             return job_id;
         end if;
@@ -7191,7 +7290,10 @@ begin
     if not found then
         perform "tocsin"._refuse_change(job_id, null, null);
     end if;
-    perform "tocsin"._check_change(queue);
+    perform "tocsin"._check_requeue(queue, job_id, parent);
+    perform "tocsin"._reopen_flows(array[j.flow_id])
+    from "tocsin".flow_jobs j where j.job_id = requeue_job.job_id;
+    select j.flow_id into flow from "tocsin".flow_jobs j where j.job_id = requeue_job.job_id;
     delete from "tocsin".archive x where x.queue_id = queue and x.id = job_id returning x.* into a;
     if not found then  -- another call has requeued it
         perform "tocsin"._refuse_change(job_id, null, null);
@@ -7203,17 +7305,15 @@ begin
                                  payload, headers, history, task, options, flow_id)
     select a.id, a.queue_id, a.priority, 'ready', t, t, a.enqueued_at, a.dequeued_at,
         a.producer_worker_id, a.consumer_worker_id,
-        (select x.max_deliveries from "tocsin".tasks x where x.name = a.task), a.key, a.payload,
-        a.headers, a.history, a.task, a.options,
-        (select j.flow_id from "tocsin".flow_jobs j where j.job_id = a.id)
+        (select x.max_deliveries from "tocsin".tasks x where x.name = a.task), a.key,
+        case when flow is null then a.payload else "tocsin"._fill_arguments(a.id, a.payload) end,
+        a.headers, a.history, a.task, a.options, flow
     on conflict (queue_id, key) where key is not null do nothing;
     if not found then
         perform "tocsin"._raise_error('TC014',
             format('job %s cannot be requeued: another unfinished message has its key', job_id),
             jsonb_build_object('ids', array[job_id]), 'Wait until that message is finished.');
     end if;
-    update "tocsin".flows f set ended_at = null, keep_until = null
-    from "tocsin".flow_jobs j where j.job_id = a.id and f.id = j.flow_id and f.ended_at is not null;
     return job_id;
 end
 $$;
@@ -7639,17 +7739,23 @@ declare
     job jsonb;
     flow bigint;
     ids bigint[] := '{}';
+    named integer;
 begin
+    if coalesce(submit_flow.name, '') = '' then
+        perform "tocsin"._raise_error('TC022', 'a flow must have a name', '{"argument": "name"}');
+    end if;
     insert into "tocsin".flows (name, created_at) values (submit_flow.name, "tocsin"._clock())
     returning id into flow;
     for job in select j.value from jsonb_array_elements(jobs) j loop
         if job ->> 'task' is null or exists (
-            select from jsonb_to_recordset(job -> 'parents') p (job integer)
-            where p.job not between 0 and cardinality(ids) - 1)
+            select from jsonb_to_recordset(job -> 'parents') p (job integer, on_failure text)
+            where p.job is null or p.job not between 0 and cardinality(ids) - 1
+                or p.on_failure not in ('cancel', 'run', 'hold'))
         then
             perform "tocsin"._raise_error('TC022',
-                format('job %s of the flow must have a task, and come after its parents',
-                       cardinality(ids)), '{"argument": "jobs"}');
+                format('job %s of the flow must have a task, come after its parents, and have '
+                       'on_failure as cancel, run or hold', cardinality(ids)),
+                '{"argument": "jobs"}');
         end if;
         ids := ids || "tocsin".enqueue(
             job ->> 'queue', job -> 'payload', (job ->> 'delay')::interval,
@@ -7660,7 +7766,13 @@ begin
     insert into "tocsin".flow_jobs (job_id, flow_id, queue_id, task, name)
     select ids[j.n], flow, ("tocsin".find_queue(j.value ->> 'queue')).id, j.value ->> 'task',
            coalesce(j.value ->> 'name', (j.value ->> 'task') || '-' || j.n)
-    from jsonb_array_elements(jobs) with ordinality j (value, n);
+    from jsonb_array_elements(jobs) with ordinality j (value, n)
+    on conflict do nothing;
+    get diagnostics named = row_count;
+    if named < cardinality(ids) then
+        perform "tocsin"._raise_error('TC022', 'two jobs of the flow have the same name',
+                                    '{"argument": "jobs"}');
+    end if;
     insert into "tocsin".edges (parent, child, argument, flow_id, on_failure)
     select ids[p.job + 1], ids[j.n], coalesce(p.argument, '{}'), flow,
            coalesce(p.on_failure, 'cancel')
@@ -8574,7 +8686,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:17:52.537369+00', '2026-11-29 20:17:52.549166+00', '2026-11-29 20:17:52.557813+00', '2026-11-30 20:17:52.557813+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:20:18.361671+00', '2026-11-29 20:20:18.365489+00', '2026-11-29 20:20:18.37035+00', '2026-11-30 20:20:18.37035+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8587,21 +8699,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:17:52.596534+00', '2026-11-29 20:17:52.612206+00', '2026-11-29 20:17:52.613351+00', '2985-03-06 20:17:52.613351+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:20:18.382727+00', '2026-11-29 20:20:18.385343+00', '2026-11-29 20:20:18.386427+00', '2985-03-06 20:20:18.386427+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:17:52.557813+00', '2026-11-29 20:17:52.557813+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:17:52.613351+00', '2026-11-29 20:17:52.613351+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:20:18.37035+00', '2026-11-29 20:20:18.37035+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:20:18.386427+00', '2026-11-29 20:20:18.386427+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:17:52.469158+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:17:52.469186+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:17:52.469193+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:20:18.335512+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:20:18.335539+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:20:18.335543+00');
 
 
 
@@ -8614,11 +8726,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '9980a7cbe9c50c74c8b2f895b1bbd93e5886487938599f7acff96a66f77c089f');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'dae7d643a1f1c96efba656bc9c8eccd880b22dbe59e2085ed036f74a9c3e1bb1');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:17:52.627924+00', '2026-11-29 20:17:52.632145+00', '2026-11-29 20:17:52.643817+00', 1795983472632145, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:17:52.634649+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:17:52.632145+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:20:18.391938+00', '2026-11-29 20:20:18.393144+00', '2026-11-29 20:20:18.399725+00', 1795983618393144, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:20:18.395211+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:20:18.393144+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8640,43 +8752,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:17:52.627924+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:18:51.449405+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:21:17.45854+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:17:52.603974+00', '2026-11-29 20:17:54.612206+00', '2026-11-29 20:17:52.603974+00', '2026-11-29 20:17:52.612206+00', NULL, 1795983472612206, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:17:53.505105+00', '2026-11-29 20:17:53.505105+00', '2026-11-29 20:17:52.623552+00', '2026-11-29 20:17:52.626776+00', NULL, 1795983472626776, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:17:52.634649+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:17:52.626776+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', '2026-11-29 20:17:52.653889+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:17:52.658439+00', '2026-11-29 20:17:52.658439+00', '2026-11-29 20:17:52.658439+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:17:53.668179+00', '2026-11-29 20:17:53.668179+00', '2026-11-29 20:17:52.668179+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:17:53.675239+00', '2026-11-29 20:17:53.675239+00', '2026-11-29 20:17:52.675239+00', NULL, '2026-11-29 20:17:53.175239+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:17:52.687567+00', '2985-03-06 20:17:52.687567+00', '2026-11-29 20:17:52.687567+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:17:52.714692+00', '2026-11-29 20:17:52.714692+00', '2026-11-29 20:17:52.714692+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:20:18.384472+00', '2026-11-29 20:20:20.385343+00', '2026-11-29 20:20:18.384472+00', '2026-11-29 20:20:18.385343+00', NULL, 1795983618385343, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:20:19.334507+00', '2026-11-29 20:20:19.334507+00', '2026-11-29 20:20:18.389817+00', '2026-11-29 20:20:18.391029+00', NULL, 1795983618391029, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:20:18.395211+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:20:18.391029+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:20:18.406434+00', '2026-11-29 20:20:18.406434+00', '2026-11-29 20:20:18.406434+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:20:19.407477+00', '2026-11-29 20:20:19.407477+00', '2026-11-29 20:20:18.407477+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:20:19.408196+00', '2026-11-29 20:20:19.408196+00', '2026-11-29 20:20:18.408196+00', NULL, '2026-11-29 20:20:18.908196+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:20:18.408874+00', '2985-03-06 20:20:18.408874+00', '2026-11-29 20:20:18.408874+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:20:18.409441+00', '2026-11-29 20:20:18.409441+00', '2026-11-29 20:20:18.409441+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:17:51.449405+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:17:51.449405+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:17:51.449405+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:17:51.449405+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:17:51.449405+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:20:17.45854+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:20:17.45854+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:20:17.45854+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:20:17.45854+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:20:17.45854+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 24876, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:17:52.493634+00', '2026-11-29 20:17:52.531206+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 31654, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:20:18.341422+00', '2026-11-29 20:20:18.359165+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:17:52.21083+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:17:52.245686+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:17:52.724877+00', '2026-11-29 20:17:52.250514+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:20:18.24293+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:20:18.247095+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:20:18.410843+00', '2026-11-29 20:20:18.249115+00', 'tocsin.paused');
 
 
 
@@ -8695,13 +8807,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:17:52.49246+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:20:18.340515+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 24876, '0.1.0', '2026-11-29 20:17:52.501472+00', '2026-11-29 20:17:52.501472+00', '2026-11-29 20:17:52.57143+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 24876, '0.1.0', '2026-11-29 20:17:52.583954+00', '2026-11-29 20:17:52.583954+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 24876, '0.1.0', '2026-11-29 20:17:52.591951+00', '2026-11-29 20:17:52.591951+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 31654, '0.1.0', '2026-11-29 20:20:18.343603+00', '2026-11-29 20:20:18.343603+00', '2026-11-29 20:20:18.374618+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 31654, '0.1.0', '2026-11-29 20:20:18.37665+00', '2026-11-29 20:20:18.37665+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 31654, '0.1.0', '2026-11-29 20:20:18.380423+00', '2026-11-29 20:20:18.380423+00', NULL);
 
 
 
@@ -9303,6 +9415,10 @@ REVOKE ALL ON FUNCTION tocsin._check_register(q tocsin.queues, kind text) FROM P
 
 
 
+REVOKE ALL ON FUNCTION tocsin._check_requeue(queue_id integer, job_id bigint, parent bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._check_schedule(s tocsin.schedules) FROM PUBLIC;
 
 
@@ -9403,7 +9519,7 @@ REVOKE ALL ON FUNCTION tocsin._end_flows(most integer) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin._end_parents(parents jsonb, succeeded boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin._end_parents(parents jsonb, succeeded boolean, gone boolean) FROM PUBLIC;
 
 
 
@@ -9471,6 +9587,10 @@ REVOKE ALL ON FUNCTION tocsin._free_slots(l tocsin.limits, key text) FROM PUBLIC
 
 
 
+REVOKE ALL ON FUNCTION tocsin._give_up(ids bigint[]) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._grant_line(queue_id integer, limit_id bigint, key text) FROM PUBLIC;
 
 
@@ -9507,15 +9627,15 @@ REVOKE ALL ON FUNCTION tocsin._is_owner() FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._is_unfinished(flow_id bigint) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._is_valid(payload jsonb, max_payload integer, delay interval, at timestamp with time zone, expires_in interval, max_deliveries integer) FROM PUBLIC;
 
 
 
 REVOKE ALL ON FUNCTION tocsin._job_shelves(only_task text, state text) FROM PUBLIC;
-
-
-
-REVOKE ALL ON FUNCTION tocsin._jobs_of(flow_id bigint) FROM PUBLIC;
 
 
 
@@ -9540,6 +9660,10 @@ REVOKE ALL ON FUNCTION tocsin._line_up(m tocsin.messages) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._lock_dead_letters(ids bigint[], queue text, reason text, error text, older_than interval, max_letters integer) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._lock_flow(flow_id bigint) FROM PUBLIC;
 
 
 
@@ -9700,6 +9824,10 @@ REVOKE ALL ON FUNCTION tocsin._release_held(w tocsin.workers, counted boolean, o
 
 
 REVOKE ALL ON FUNCTION tocsin._remove_queue(q tocsin.queues, force boolean, OUT worker_count bigint, OUT message_count bigint, OUT archived_count bigint, OUT dead_letter_count bigint) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._reopen_flows(ids bigint[]) FROM PUBLIC;
 
 
 

@@ -13,6 +13,7 @@ import trio.testing
 
 import tocsin
 from tests.support import PATIENCE, nodes, open_connection, query, until
+from tests.support.flows import end, lease, states
 from tests.support.jobs import working
 
 ran: list[str] = []
@@ -66,10 +67,6 @@ async def optional(value: int | None) -> str:
 
 
 TASKS = number, add, total, fail, optional
-
-
-async def states(store: tocsin.Store, flow: tocsin.Flow) -> dict[str, str]:
-    return {job.name: job.state for job in (await store.flows.get(flow.id)).jobs}
 
 
 async def until_ended(store: tocsin.Store, flow: tocsin.Flow) -> None:
@@ -377,23 +374,12 @@ async def test_dependents_run_by_priority(store: tocsin.Store, store_dsn: str) -
             flow.add(number.using(priority=priority).call(n), after=[first])
         flow.add(number.using(priority=1).call(9))
     job_id = flow.job(first).id
-    await query(store_dsn, LEASE, [job_id])
+    await lease(store_dsn, job_id)
     async with open_connection(store_dsn) as connection:
         await end(connection, job_id, succeeds=True)
     async with working(store, *TASKS):
         await until_ended(store, flow)
     assert ran == ["number 2", "number 3", "number 9", "number 1"]
-
-
-LEASE = "update tocsin.messages set state = 'leased', lease = 1 where id = any (%s)"
-ENDS = {
-    True: b"select tocsin.archive(array[%s::bigint], array[1::bigint], '[1]')",
-    False: b"select tocsin.fail(array[%s::bigint], '{1}', '{no}', '{none}', '{Infinity}')",
-}
-
-
-async def end(connection: Any, job_id: int, *, succeeds: bool) -> None:
-    await connection.execute(ENDS[succeeds], [job_id])
 
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.slow)])
@@ -414,7 +400,7 @@ async def test_parents_that_end_at_the_same_time_free_their_child_once(
                 any_way = flow.add(number.call(9), name="any", after=jobs, on_failure="run")
                 last = flow.add(number.call(9), name="last", after=[both])
             ids = [flow.job(job).id for job in jobs]
-            await query(store_dsn, LEASE, ids)
+            await lease(store_dsn, *ids)
             failing = 2 * (n % 2)
             async with trio.open_nursery() as nursery:
                 for p, connection in enumerate(connections):

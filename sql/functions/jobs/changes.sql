@@ -80,7 +80,8 @@ $$;
 
 -- Makes a finished job wait again, due now and with all of its attempts, and returns its
 -- id, which stays the same. The history stays. The result and the error of a job from
--- the archive are not kept.
+-- the archive are not kept. A job of a flow takes the results of its parents once more;
+-- while one of them has not succeeded, the call is refused.
 create or replace function tocsin.requeue_job(job_id bigint) returns bigint
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -91,11 +92,14 @@ declare
     t timestamptz := tocsin._clock();
     a tocsin.archive;
     queue integer;
+    parent bigint;
+    flow bigint;
 begin
+    select min(e.parent) into parent from tocsin.edges e where e.child = job_id and not e.done;
     select d.queue_id into queue from tocsin.dead_letters d
     where d.id = job_id and d.task is not null;
     if found then
-        perform tocsin._check_change(queue);
+        perform tocsin._check_requeue(queue, job_id, parent);
         if cardinality(tocsin.replay(ids => array[job_id])) = 1 then
             return job_id;
         end if;
@@ -107,7 +111,10 @@ begin
     if not found then
         perform tocsin._refuse_change(job_id, null, null);
     end if;
-    perform tocsin._check_change(queue);
+    perform tocsin._check_requeue(queue, job_id, parent);
+    perform tocsin._reopen_flows(array[j.flow_id])
+    from tocsin.flow_jobs j where j.job_id = requeue_job.job_id;
+    select j.flow_id into flow from tocsin.flow_jobs j where j.job_id = requeue_job.job_id;
     delete from tocsin.archive x where x.queue_id = queue and x.id = job_id returning x.* into a;
     if not found then  -- another call has requeued it
         perform tocsin._refuse_change(job_id, null, null);
@@ -119,18 +126,32 @@ begin
                                  payload, headers, history, task, options, flow_id)
     select a.id, a.queue_id, a.priority, 'ready', t, t, a.enqueued_at, a.dequeued_at,
         a.producer_worker_id, a.consumer_worker_id,
-        (select x.max_deliveries from tocsin.tasks x where x.name = a.task), a.key, a.payload,
-        a.headers, a.history, a.task, a.options,
-        (select j.flow_id from tocsin.flow_jobs j where j.job_id = a.id)
+        (select x.max_deliveries from tocsin.tasks x where x.name = a.task), a.key,
+        case when flow is null then a.payload else tocsin._fill_arguments(a.id, a.payload) end,
+        a.headers, a.history, a.task, a.options, flow
     on conflict (queue_id, key) where key is not null do nothing;
     if not found then
         perform tocsin._raise_error('TC014',
             format('job %s cannot be requeued: another unfinished message has its key', job_id),
             jsonb_build_object('ids', array[job_id]), 'Wait until that message is finished.');
     end if;
-    update tocsin.flows f set ended_at = null, keep_until = null
-    from tocsin.flow_jobs j where j.job_id = a.id and f.id = j.flow_id and f.ended_at is not null;
     return job_id;
+end
+$$;
+
+-- Raises an error unless the caller may requeue the job, and all of its parents have
+-- ended; `parent` is one that has not.
+create or replace function tocsin._check_requeue(queue_id integer, job_id bigint, parent bigint)
+    returns void
+language plpgsql
+as $$
+begin
+    perform tocsin._check_change(queue_id);
+    if parent is not null then
+        perform tocsin._raise_error('TC022',
+            format('job %s waits for job %s of its flow, which has not succeeded', job_id, parent),
+            '{"argument": "job_id"}', 'Requeue the flow.');
+    end if;
 end
 $$;
 
@@ -149,7 +170,8 @@ declare
     t timestamptz := tocsin._clock();
     before timestamptz := coalesce(tocsin._cutoff(older_than), 'infinity');
     cleared bigint;
-    letters bigint := 0;
+    given_up bigint[];  -- jobs that can no longer be requeued
+    letters bigint[];
 begin
     if not states <@ '{succeeded,failed,cancelled}' then
         perform tocsin._raise_error('TC022', 'states must be succeeded, failed or cancelled',
@@ -168,7 +190,7 @@ begin
         delete from tocsin.archive a
         where a.task is not null and (clear_jobs.task is null or a.task = clear_jobs.task)
             and a.outcome = any (states) and a.archived_at < before
-        returning a.queue_id, a.span, a.keep_until
+        returning a.queue_id, a.span, a.keep_until, a.id, a.outcome
     ), per_slot as (
         select g.queue_id, g.span, tocsin._archive_slot(g.span, g.keep_until) as starts_at,
             count(*) as n
@@ -177,13 +199,19 @@ begin
         insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select p.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
     )
-    select coalesce(sum(p.n), 0) into cleared from per_slot p;
+    select coalesce((select sum(p.n) from per_slot p), 0),
+        array(select g.id from gone g where g.outcome <> 'succeeded')
+    into cleared, given_up;
     if 'failed' = any (states) then
-        delete from tocsin.dead_letters d
-        where d.task is not null and (clear_jobs.task is null or d.task = clear_jobs.task)
-            and d.died_at < before;
-        get diagnostics letters = row_count;
+        with gone as (
+            delete from tocsin.dead_letters d
+            where d.task is not null and (clear_jobs.task is null or d.task = clear_jobs.task)
+                and d.died_at < before
+            returning d.id
+        )
+        select array_agg(g.id) into letters from gone g;
     end if;
-    return cleared + letters;
+    perform tocsin._give_up(given_up || letters);
+    return cleared + coalesce(cardinality(letters), 0);
 end
 $$;

@@ -4,8 +4,9 @@
 -- An edge leads from a parent to a child. Its rule says what becomes of the child when
 -- the parent does not succeed: `cancel` cancels the child, and so the jobs behind it by
 -- their own rules; `run` lets it run; `hold` keeps it held until the parent is requeued
--- and succeeds. An edge with an argument carries the parent's result there. The result
--- is kept in the edge, so the child gets it whatever becomes of the parent's row.
+-- and succeeds, and cancels it when the parent's row is deleted. An edge with an argument
+-- carries the parent's result there. The result is kept in the edge, so the child gets it
+-- whatever becomes of the parent's row.
 --
 -- The statement that ends a parent also closes its edges, and lowers `waits_for` of each
 -- child by the edges that it has closed. Concurrent transactions close different edges
@@ -13,10 +14,12 @@
 -- waited for the lock, so the last of them finds 0 and admits the child. In a transaction
 -- of a stricter isolation level, PostgreSQL refuses the second change.
 --
--- The ids of a flow ascend from parents to children, and each transaction locks held
--- rows in the order of ids, in one statement before it changes any. Locks on the parents
--- come first, and these rows are not held. So the ends of two parents never deadlock.
--- Statements without a job of a flow do none of this.
+-- The ids of a flow ascend from parents to children, and each statement that ends parents
+-- locks their rows first, and then the held rows that it changes, both in the order of
+-- ids. So the ends of two parents do not deadlock. A change of a whole flow locks the
+-- row of the flow, and then all rows of unfinished jobs in the order of ids. So the end
+-- of a job comes before all of the change or after it. Statements without a job of a
+-- flow do none of this.
 
 -- Submits a flow, all of it or nothing. `jobs` is a JSON array in which each job comes
 -- after its parents: an object with `name`, `queue`, the arguments of tocsin.enqueue, and
@@ -33,17 +36,23 @@ declare
     job jsonb;
     flow bigint;
     ids bigint[] := '{}';
+    named integer;
 begin
+    if coalesce(submit_flow.name, '') = '' then
+        perform tocsin._raise_error('TC022', 'a flow must have a name', '{"argument": "name"}');
+    end if;
     insert into tocsin.flows (name, created_at) values (submit_flow.name, tocsin._clock())
     returning id into flow;
     for job in select j.value from jsonb_array_elements(jobs) j loop
         if job ->> 'task' is null or exists (
-            select from jsonb_to_recordset(job -> 'parents') p (job integer)
-            where p.job not between 0 and cardinality(ids) - 1)
+            select from jsonb_to_recordset(job -> 'parents') p (job integer, on_failure text)
+            where p.job is null or p.job not between 0 and cardinality(ids) - 1
+                or p.on_failure not in ('cancel', 'run', 'hold'))
         then
             perform tocsin._raise_error('TC022',
-                format('job %s of the flow must have a task, and come after its parents',
-                       cardinality(ids)), '{"argument": "jobs"}');
+                format('job %s of the flow must have a task, come after its parents, and have '
+                       'on_failure as cancel, run or hold', cardinality(ids)),
+                '{"argument": "jobs"}');
         end if;
         ids := ids || tocsin.enqueue(
             job ->> 'queue', job -> 'payload', (job ->> 'delay')::interval,
@@ -54,7 +63,13 @@ begin
     insert into tocsin.flow_jobs (job_id, flow_id, queue_id, task, name)
     select ids[j.n], flow, (tocsin.find_queue(j.value ->> 'queue')).id, j.value ->> 'task',
            coalesce(j.value ->> 'name', (j.value ->> 'task') || '-' || j.n)
-    from jsonb_array_elements(jobs) with ordinality j (value, n);
+    from jsonb_array_elements(jobs) with ordinality j (value, n)
+    on conflict do nothing;
+    get diagnostics named = row_count;
+    if named < cardinality(ids) then
+        perform tocsin._raise_error('TC022', 'two jobs of the flow have the same name',
+                                    '{"argument": "jobs"}');
+    end if;
     insert into tocsin.edges (parent, child, argument, flow_id, on_failure)
     select ids[p.job + 1], ids[j.n], coalesce(p.argument, '{}'), flow,
            coalesce(p.on_failure, 'cancel')
@@ -76,8 +91,10 @@ end
 $$;
 
 -- Ends jobs of flows for their children. `parents` is a JSON object with the ids of the
--- jobs and their results, if they have succeeded.
-create or replace function tocsin._end_parents(parents jsonb, succeeded boolean) returns void
+-- jobs and their results, if they have succeeded. `gone`: their rows are deleted, so they
+-- cannot be requeued.
+create or replace function tocsin._end_parents(parents jsonb, succeeded boolean,
+                                               gone boolean default false) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set jit = off
@@ -93,7 +110,8 @@ begin
     end if;
     with recursive reached (id) as (
         select e.child from tocsin.edges e
-        where e.parent = any (ended) and e.on_failure = 'cancel' and not e.done
+        where e.parent = any (ended) and not e.done
+            and (e.on_failure = 'cancel' or gone and e.on_failure = 'hold')
         union
         select e.child from reached r join tocsin.edges e on e.parent = r.id
         where e.on_failure = 'cancel' and not e.done
@@ -107,6 +125,20 @@ begin
     order by m.id for update;
     perform tocsin._cancel_held(doomed, ended || doomed) where doomed is not null;
     perform tocsin._close_edges(ended, null, 'run');
+end
+$$;
+
+-- Cancels the jobs that wait until jobs among these, whose rows are deleted, succeed.
+create or replace function tocsin._give_up(ids bigint[]) returns void
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
+as $$
+begin
+    perform tocsin._end_parents(p.parents, succeeded => false, gone => true)
+    from (select jsonb_object_agg(j.job_id, null) as parents from tocsin.flow_jobs j
+          where j.job_id = any (ids)) p
+    where p.parents is not null;
 end
 $$;
 
@@ -216,9 +248,22 @@ begin
 end
 $$;
 
--- Ends the flows without an unfinished job, at most this many: their archived jobs are
--- kept for the retention of their queues from now on. Deletes the flows that were ended
--- so long ago, unless one of their jobs is a dead letter.
+-- Reopens flows of which jobs are requeued, and locks their rows.
+create or replace function tocsin._reopen_flows(ids bigint[]) returns void
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+begin
+    perform from tocsin.flows f where f.id = any (ids) order by f.id for update;
+    update tocsin.flows f set ended_at = null, keep_until = null
+    where f.id = any (ids) and f.ended_at is not null;
+end
+$$;
+
+-- Ends the flows without an unfinished job, at most this many: an archived job is then
+-- deleted when the retention since its end is over. Deletes the flows that were ended so
+-- long ago, unless one of their jobs is a dead letter.
 create or replace function tocsin._end_flows(most integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
@@ -228,20 +273,18 @@ declare
     t timestamptz := tocsin._clock();
     over bigint[];
 begin
-    with found as (
-        select f.id from tocsin.flows f
-        where f.ended_at is null and not exists (
-            select from tocsin.flow_jobs j join tocsin.messages m on m.id = j.job_id
-            where j.flow_id = f.id)
-        order by f.id limit most for update skip locked
-    ), ended as (
+    over := array(select f.id from tocsin.flows f
+                  where f.ended_at is null and not tocsin._is_unfinished(f.id)
+                  order by f.id limit most for update skip locked);
+    with ended as (
         update tocsin.flows f
         set ended_at = t,
             keep_until = coalesce((select max(tocsin._keep_until(p.retention, t))
                                    from tocsin.flow_jobs j
                                    join tocsin.archive_policies p on p.queue_id = j.queue_id
                                    where j.flow_id = f.id), t)
-        from found x where f.id = x.id
+        -- a job may have been requeued since the statement above began
+        where f.id = any (over) and not tocsin._is_unfinished(f.id)
         returning f.id
     )
     select array_agg(e.id) into over from ended e;
@@ -251,14 +294,25 @@ begin
     join tocsin.archive_policies p on p.queue_id = j.queue_id
     where j.flow_id = any (over) and a.queue_id = j.queue_id and a.id = j.job_id;
     over := array(select f.id from tocsin.flows f
-                  where f.keep_until <= t and not exists (
-                      select from tocsin.flow_jobs j
-                      where j.flow_id = f.id and (
-                          exists (select from tocsin.messages m where m.id = j.job_id)
-                          or exists (select from tocsin.dead_letters d where d.id = j.job_id)))
+                  where f.keep_until <= t and not tocsin._is_unfinished(f.id)
+                      and not exists (select from tocsin.flow_jobs j
+                                      join tocsin.dead_letters d on d.id = j.job_id
+                                      where j.flow_id = f.id)
                   limit most for update skip locked);
     delete from tocsin.edges e where e.flow_id = any (over);
     delete from tocsin.flow_jobs j where j.flow_id = any (over);
     delete from tocsin.flows f where f.id = any (over);
+end
+$$;
+
+-- Returns whether a job of the flow is unfinished.
+create or replace function tocsin._is_unfinished(flow_id bigint) returns boolean
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+begin
+    return exists (select from tocsin.flow_jobs j join tocsin.messages m on m.id = j.job_id
+                   where j.flow_id = _is_unfinished.flow_id);
 end
 $$;

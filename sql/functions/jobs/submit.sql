@@ -50,8 +50,9 @@ as $$
     order by t.name
 $$;
 
--- Raises an error unless the message with the key is a job of this task, or like the new
--- message no job: the caller would take its outcome for that of the new job.
+-- Raises an error if the message that has the key is of another task than the new one, or
+-- only one of the two is a job: the caller would take the outcome of the first for that
+-- of the new job.
 create or replace function tocsin._check_key_holder(message_id bigint, key text, task text)
     returns void
 language plpgsql

@@ -86,43 +86,31 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
-    ids bigint[] := tocsin._jobs_of(flow_id);
+    ids bigint[] := tocsin._lock_flow(flow_id);
+    t timestamptz := tocsin._clock();
+    running bigint[];
     cancelled bigint[];
     leases bigint[];
-    running bigint;
 begin
-    perform from tocsin.messages m
-    where m.id = any (ids) and (m.state <> 'leased' or m.vt <= tocsin._clock())
-    order by m.id for update;
+    running := array(select m.id from tocsin.messages m
+                     where m.id = any (ids) and m.state = 'leased' and m.vt > t order by m.id);
     with changed as (
         update tocsin.messages m
         set state = 'leased', lease = coalesce(m.lease, 0) + 1, last_error = 'cancelled'
-        where m.id = any (ids) and (m.state <> 'leased' or m.vt <= tocsin._clock())
+        where m.id = any (ids) and m.id <> all (running)
         returning m.id, m.lease
     )
     select array_agg(c.id order by c.id), array_agg(c.lease order by c.id) into cancelled, leases
     from changed c;
     perform tocsin._archive(cancelled, leases, outcome => 'cancelled') where cancelled is not null;
-    foreach running in array array(
-        select m.id from tocsin.messages m
-        where m.id = any (ids) and m.state is not distinct from 'leased' order by m.id)
-    loop
-        begin
-            perform tocsin.cancel(running);
-            cancelled := cancelled || running;
-        exception when sqlstate 'TC015' or sqlstate 'TC016' then  -- it has just ended
-            null;
-        end;
-    end loop;
-    return coalesce(cancelled, '{}');
+    perform tocsin.cancel(r.id) from unnest(running) r (id);
+    return coalesce(cancelled, '{}') || running;
 end
 $$;
 
 -- Runs the jobs of a flow that have failed or were cancelled once more, and returns
--- their ids. Each waits for those of its parents that have not succeeded.
---
--- The edges are locked first. So the end of a parent at the same moment comes before all
--- of this or after it.
+-- their ids. Each waits for those of its parents that have not succeeded; a job behind
+-- one that was deleted is not run.
 create or replace function tocsin.requeue_flow(flow_id bigint) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -130,21 +118,35 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
-    t timestamptz;
-    ids bigint[] := tocsin._jobs_of(flow_id);
+    ids bigint[] := tocsin._lock_flow(flow_id);
+    t timestamptz := tocsin._clock();
+    again bigint[];
     requeued bigint[];
 begin
-    update tocsin.flows f set ended_at = null, keep_until = null where f.id = requeue_flow.flow_id;
-    perform from tocsin.edges e where e.flow_id = requeue_flow.flow_id
-    order by e.parent, e.child, e.argument for update;
-    t := tocsin._clock();
+    perform tocsin._reopen_flows(array[flow_id]);
+    again := array(select d.id from tocsin.dead_letters d
+                   where d.id = any (ids) order by d.id for update)
+        || array(select a.id from tocsin.archive a
+                 where a.queue_id in (select j.queue_id from tocsin.flow_jobs j
+                                      where j.flow_id = requeue_flow.flow_id)
+                     and a.id = any (ids) and a.outcome <> 'succeeded'
+                 order by a.id for update);
+    with recursive behind (id) as (
+        select e.child from tocsin.edges e
+        where e.flow_id = requeue_flow.flow_id and not e.done and e.parent <> all (again)
+            and not exists (select from tocsin.messages m where m.id = e.parent)
+        union
+        select e.child from behind b join tocsin.edges e on e.parent = b.id where not e.done
+    )
+    select array_agg(x.id) into again
+    from unnest(again) x (id) where x.id not in (select b.id from behind b);
     with dead as (
-        delete from tocsin.dead_letters d where d.id = any (ids) returning d.*
+        delete from tocsin.dead_letters d where d.id = any (again) returning d.*
     ), gone as (
         delete from tocsin.archive a
         where a.queue_id in (select j.queue_id from tocsin.flow_jobs j
                              where j.flow_id = requeue_flow.flow_id)
-            and a.id = any (ids) and a.outcome = 'cancelled'
+            and a.id = any (again)
         returning a.*
     ), counted as (
         insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
@@ -173,8 +175,6 @@ begin
     select array_agg(a.id order by a.id) into requeued from added a;
     update tocsin.edges e set done = false, value = null
     where e.parent = any (requeued) and e.done;
-    perform from tocsin.messages m
-    where m.id = any (ids) and m.waits_for is not null order by m.id for update;
     update tocsin.messages m
     set waits_for = (select count(*) from tocsin.edges e where e.child = m.id and not e.done)
     where m.id = any (ids) and m.waits_for is not null;
@@ -185,16 +185,25 @@ begin
 end
 $$;
 
--- Returns the ids of a flow's jobs, in order; raises an error if there is no such flow.
-create or replace function tocsin._jobs_of(flow_id bigint) returns bigint[]
-language plpgsql stable
+-- Locks a flow and its unfinished jobs, parents before children, and returns the ids of
+-- all of its jobs in order. Raises an error if there is no such flow.
+create or replace function tocsin._lock_flow(flow_id bigint) returns bigint[]
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set jit = off
 as $$
+#variable_conflict use_column
+declare
+    ids bigint[];
 begin
-    if not exists (select from tocsin.flows f where f.id = flow_id) then
+    perform from tocsin.flows f where f.id = _lock_flow.flow_id for update;
+    if not found then
         perform tocsin._raise_error('TC043', format('flow %s does not exist', flow_id),
                                     jsonb_build_object('flow_id', flow_id));
     end if;
-    return array(select j.job_id from tocsin.flow_jobs j where j.flow_id = _jobs_of.flow_id
+    ids := array(select j.job_id from tocsin.flow_jobs j where j.flow_id = _lock_flow.flow_id
                  order by j.job_id);
+    perform from tocsin.messages m where m.id = any (ids) order by m.id for update;
+    return ids;
 end
 $$;

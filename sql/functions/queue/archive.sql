@@ -110,6 +110,7 @@ declare
     t timestamptz := tocsin._clock();
     before timestamptz := coalesce(tocsin._later(t, -older_than), 'infinity');
     purged bigint;
+    given_up bigint[];  -- jobs that can no longer be requeued
 begin
     if dry_run and older_than is null then
         return tocsin.archived_count(queue_id);
@@ -120,7 +121,7 @@ begin
     with gone as (
         delete from tocsin.archive a
             where a.queue_id = purge_archive.queue_id and a.archived_at < before
-                returning a.span, a.keep_until
+                returning a.span, a.keep_until, a.id, a.outcome
     ), per_slot as (
         select g.span, tocsin._archive_slot(g.span, g.keep_until) as starts_at, count(*) as n
             from gone g group by 1, 2
@@ -128,7 +129,10 @@ begin
         insert into tocsin.archive_count_deltas (queue_id, span, keep_until, archived_at, n)
         select purge_archive.queue_id, p.span, p.starts_at, t, -p.n from per_slot p
     )
-    select coalesce(sum(p.n), 0) into purged from per_slot p;
+    select coalesce((select sum(p.n) from per_slot p), 0),
+        array(select g.id from gone g where g.outcome <> 'succeeded')
+    into purged, given_up;
+    perform tocsin._give_up(given_up) where given_up <> '{}';
     return purged;
 end
 $$;

@@ -147,7 +147,18 @@ declare
     t timestamptz;
 begin
     perform tocsin._check_due(delay, null);
+    -- The rows of flows are locked before those of their jobs; a call by queue waits for
+    -- neither.
+    perform tocsin._reopen_flows(array(select d.flow_id from tocsin.dead_letters d
+                                       where d.id = any (ids) and d.flow_id is not null));
     taken := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
+    flows := array(select f.id from tocsin.flows f
+                   where f.id in (select d.flow_id from tocsin.dead_letters d
+                                  where d.id = any (taken) and d.flow_id is not null)
+                   for update skip locked);
+    taken := array(select d.id from tocsin.dead_letters d
+                   where d.id = any (taken) and (d.flow_id is null or d.flow_id = any (flows)));
+    perform tocsin._reopen_flows(flows);
     t := tocsin._later(tocsin._clock(), coalesce(delay, '0 s'));
     with added as (
         insert into tocsin.messages (id, queue_id, priority, state, due, vt, enqueued_at,
@@ -163,14 +174,11 @@ begin
         where d.id = any (taken)
         order by d.id
         on conflict (queue_id, key) where key is not null do nothing
-        returning id, flow_id
+        returning id
     ), removed as (
         delete from tocsin.dead_letters d using added a where d.id = any (taken) and d.id = a.id
     )
-    select coalesce(array_agg(a.id order by a.id), '{}'), array_agg(a.flow_id) into replayed, flows
-    from added a;
-    update tocsin.flows f set ended_at = null, keep_until = null
-    where f.id = any (flows) and f.ended_at is not null;
+    select coalesce(array_agg(a.id order by a.id), '{}') into replayed from added a;
     if ids is not null and cardinality(replayed) < cardinality(taken) then
         held_up := array(select x.id from unnest(taken) as x (id) where x.id <> all (replayed)
                          order by x.id);
@@ -221,6 +229,7 @@ begin
     select s.queue_id, s.span, s.until, t, count(*)
     from removed d join shelved s on s.queue_id = d.queue_id
     group by s.queue_id, s.span, s.until;
+    perform tocsin._give_up(taken);
     return cardinality(taken);
 end
 $$;
@@ -252,6 +261,7 @@ begin
     end if;
     taken := tocsin._lock_dead_letters(ids, queue, reason, error, older_than, max_letters);
     delete from tocsin.dead_letters d where d.id = any (taken);
+    perform tocsin._give_up(taken);
     return cardinality(taken);
 end
 $$;

@@ -222,7 +222,7 @@ begin
         perform pg_sleep(0.005);
     end loop;
     archived_count := tocsin.purge_archive(q.id, null, false);
-    perform tocsin._end_parents(e.parents, succeeded => false)
+    perform tocsin._end_parents(e.parents, succeeded => false, gone => true)
     from (select jsonb_object_agg(j.job_id, null) as parents from tocsin.flow_jobs j
           where j.queue_id = q.id) e
     where e.parents is not null;

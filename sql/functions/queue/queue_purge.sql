@@ -80,7 +80,7 @@ begin
         into ready_count, delayed_count, held_count, held_up, parents
         from gone g;
         if parents is not null then
-            perform tocsin._end_parents(parents, succeeded => false);
+            perform tocsin._end_parents(parents, succeeded => false, gone => true);
         end if;
         if held_up then
             perform tocsin._ring(q.id);

@@ -149,7 +149,7 @@ begin
         perform tocsin._announce(q, jobs) from unnest(queues) q;
     end if;
     if parents is not null then
-        perform tocsin._end_parents(parents, succeeded => false);
+        perform tocsin._end_parents(parents, succeeded => false, gone => true);
     end if;
     return tocsin._outcomes(ids, settled);
 end

@@ -124,7 +124,7 @@ def _refuse(target: object, found: object, wanted: str, other: str, of: type[Any
 
 
 def check_idle(connection: Async | Blocking) -> None:
-    """Check that a connection is in no transaction, so that it can see others' commits.
+    """Check that a connection is in no transaction, and so sees later commits.
 
     Raises:
         RuntimeError: It is in a transaction, or has failed.

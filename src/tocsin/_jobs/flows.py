@@ -142,7 +142,7 @@ class Flows:
         """Run the jobs that have failed or were cancelled again; return their ids.
 
         Each waits for those of its parents that have not succeeded. Jobs that have
-        succeeded do not run again.
+        succeeded do not run again, nor do jobs behind one that was deleted.
 
         Raises:
             FlowNotFound: No flow has this id, or it was deleted.

@@ -202,9 +202,11 @@ class Jobs(JobLists):
         """Run a finished job again, from its first attempt and due now.
 
         It keeps its id, its key, its flow and its history, and loses its result and its
-        error. It has as many attempts as its task says now.
+        error. It has as many attempts as its task says now, and a job of a flow takes
+        the results of its parents once more.
 
         Raises:
+            ValueError: A job before it in its flow has not succeeded.
             KeyTaken: Another unfinished message of the queue has its key.
             MessageNotWaiting: The job is not finished.
             JobNotFound: No job has this id, or it was deleted.
