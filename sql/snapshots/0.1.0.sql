@@ -6064,7 +6064,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.list_jobs(task text DEFAULT NULL::text, queue text DEFAULT NULL::text, state text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, key text DEFAULT NULL::text, newest_first boolean DEFAULT false, max_jobs integer DEFAULT 100, after bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, task_name text, queue_name text, job_state text, job_priority integer, job_key text, attempts integer, max_attempts integer, submitted_at timestamp with time zone, due timestamp with time zone, began_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, arguments text, result text, reason text, error text, progress text)
+CREATE FUNCTION tocsin.list_jobs(task text DEFAULT NULL::text, queue text DEFAULT NULL::text, state text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, key text DEFAULT NULL::text, newest_first boolean DEFAULT false, max_jobs integer DEFAULT 100, after bigint DEFAULT NULL::bigint, job_id bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, task_name text, queue_name text, job_state text, job_priority integer, job_key text, attempts integer, max_attempts integer, submitted_at timestamp with time zone, due timestamp with time zone, began_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, arguments text, result text, reason text, error text, progress text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
@@ -6091,7 +6091,7 @@ begin
                      and ($1 is null or m.task = $1) and ($2 is null or m.queue_id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or m.queue_id = any ($7))
-                     and ($8 is null or m.id > $8)
+                     and ($8 is null or m.id > $8) and ($12 is null or m.id = $12)
                      and ($3 is null or not (m.state = 'leased' and m.vt > $10))
                  order by m.id limit $9)
                 union all
@@ -6102,7 +6102,7 @@ begin
                      and ($1 is null or m.task = $1) and ($2 is null or q.id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or q.id = any ($7))
-                     and ($8 is null or m.id > $8)
+                     and ($8 is null or m.id > $8) and ($12 is null or m.id = $12)
                  order by m.id limit $9)
                 union all
                 (select x.id, x.queue_id
@@ -6114,7 +6114,7 @@ begin
                          and ($4 is null or d.enqueued_at >= $4)
                          and ($5 is null or d.enqueued_at < $5)
                          and ($6 is null or d.key = $6) and ($7 is null or d.queue_id = any ($7))
-                         and ($8 is null or d.id > $8)
+                         and ($8 is null or d.id > $8) and ($12 is null or d.id = $12)
                      order by d.id limit $9) x
                  order by x.id limit $9)
                 union all
@@ -6127,7 +6127,7 @@ begin
                          and ($4 is null or a.enqueued_at >= $4)
                          and ($5 is null or a.enqueued_at < $5)
                          and ($6 is null or a.key = $6) and ($7 is null or a.queue_id = any ($7))
-                         and ($8 is null or a.id > $8)
+                         and ($8 is null or a.id > $8) and ($12 is null or a.id = $12)
                      order by a.id limit $9) x
                  order by x.id limit $9)
             ) p
@@ -6166,7 +6166,7 @@ begin
         '.id > $8', case when newest_first then '.id < $8' else '.id > $8' end)
         || case when newest_first then ' desc' else '' end
     using task, only_queue, state, since, until, key, readable, after, max_jobs, t,
-        shows_arguments;
+        shows_arguments, job_id;
 end
 $_$;
 
@@ -8686,7 +8686,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:20:18.361671+00', '2026-11-29 20:20:18.365489+00', '2026-11-29 20:20:18.37035+00', '2026-11-30 20:20:18.37035+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:21:43.174397+00', '2026-11-29 20:21:43.179617+00', '2026-11-29 20:21:43.185778+00', '2026-11-30 20:21:43.185778+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8699,21 +8699,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:2
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:20:18.382727+00', '2026-11-29 20:20:18.385343+00', '2026-11-29 20:20:18.386427+00', '2985-03-06 20:20:18.386427+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:21:43.201497+00', '2026-11-29 20:21:43.204561+00', '2026-11-29 20:21:43.205988+00', '2985-03-06 20:21:43.205988+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:20:18.37035+00', '2026-11-29 20:20:18.37035+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:20:18.386427+00', '2026-11-29 20:20:18.386427+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:21:43.185778+00', '2026-11-29 20:21:43.185778+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:21:43.205988+00', '2026-11-29 20:21:43.205988+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:20:18.335512+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:20:18.335539+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:20:18.335543+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:21:43.142848+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:21:43.142874+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:21:43.142881+00');
 
 
 
@@ -8726,11 +8726,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'dae7d643a1f1c96efba656bc9c8eccd880b22dbe59e2085ed036f74a9c3e1bb1');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'e42496ac40f4f65f30d4d377374ac056391b2916064d417fa4ee1f2b37976685');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:20:18.391938+00', '2026-11-29 20:20:18.393144+00', '2026-11-29 20:20:18.399725+00', 1795983618393144, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:20:18.395211+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:20:18.393144+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:21:43.211431+00', '2026-11-29 20:21:43.212455+00', '2026-11-29 20:21:43.221131+00', 1795983703212455, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:21:43.214588+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:21:43.212455+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8752,43 +8752,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:20:18.391938+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:21:17.45854+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:22:42.695725+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:20:18.384472+00', '2026-11-29 20:20:20.385343+00', '2026-11-29 20:20:18.384472+00', '2026-11-29 20:20:18.385343+00', NULL, 1795983618385343, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:20:19.334507+00', '2026-11-29 20:20:19.334507+00', '2026-11-29 20:20:18.389817+00', '2026-11-29 20:20:18.391029+00', NULL, 1795983618391029, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:20:18.395211+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:20:18.391029+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', '2026-11-29 20:20:18.404304+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:20:18.406434+00', '2026-11-29 20:20:18.406434+00', '2026-11-29 20:20:18.406434+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:20:19.407477+00', '2026-11-29 20:20:19.407477+00', '2026-11-29 20:20:18.407477+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:20:19.408196+00', '2026-11-29 20:20:19.408196+00', '2026-11-29 20:20:18.408196+00', NULL, '2026-11-29 20:20:18.908196+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:20:18.408874+00', '2985-03-06 20:20:18.408874+00', '2026-11-29 20:20:18.408874+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:20:18.409441+00', '2026-11-29 20:20:18.409441+00', '2026-11-29 20:20:18.409441+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:21:43.203471+00', '2026-11-29 20:21:45.204561+00', '2026-11-29 20:21:43.203471+00', '2026-11-29 20:21:43.204561+00', NULL, 1795983703204561, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:21:44.166657+00', '2026-11-29 20:21:44.166657+00', '2026-11-29 20:21:43.209381+00', '2026-11-29 20:21:43.210405+00', NULL, 1795983703210405, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:21:43.214588+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:21:43.210405+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', '2026-11-29 20:21:43.227126+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:21:43.230531+00', '2026-11-29 20:21:43.230531+00', '2026-11-29 20:21:43.230531+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:21:44.2321+00', '2026-11-29 20:21:44.2321+00', '2026-11-29 20:21:43.2321+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:21:44.233105+00', '2026-11-29 20:21:44.233105+00', '2026-11-29 20:21:43.233105+00', NULL, '2026-11-29 20:21:43.733105+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:21:43.234164+00', '2985-03-06 20:21:43.234164+00', '2026-11-29 20:21:43.234164+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:21:43.235065+00', '2026-11-29 20:21:43.235065+00', '2026-11-29 20:21:43.235065+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:20:17.45854+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:20:17.45854+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:20:17.45854+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:20:17.45854+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:20:17.45854+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:21:42.695725+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:21:42.695725+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:21:42.695725+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:21:42.695725+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:21:42.695725+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 31654, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:20:18.341422+00', '2026-11-29 20:20:18.359165+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 2883, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:21:43.150428+00', '2026-11-29 20:21:43.171979+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:20:18.24293+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:20:18.247095+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:20:18.410843+00', '2026-11-29 20:20:18.249115+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:21:43.037939+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:21:43.043418+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:21:43.23667+00', '2026-11-29 20:21:43.045923+00', 'tocsin.paused');
 
 
 
@@ -8807,13 +8807,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:20:18.340515+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:21:43.149089+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 31654, '0.1.0', '2026-11-29 20:20:18.343603+00', '2026-11-29 20:20:18.343603+00', '2026-11-29 20:20:18.374618+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 31654, '0.1.0', '2026-11-29 20:20:18.37665+00', '2026-11-29 20:20:18.37665+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 31654, '0.1.0', '2026-11-29 20:20:18.380423+00', '2026-11-29 20:20:18.380423+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 2883, '0.1.0', '2026-11-29 20:21:43.153037+00', '2026-11-29 20:21:43.153037+00', '2026-11-29 20:21:43.191405+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 2883, '0.1.0', '2026-11-29 20:21:43.194056+00', '2026-11-29 20:21:43.194056+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 2883, '0.1.0', '2026-11-29 20:21:43.198383+00', '2026-11-29 20:21:43.198383+00', NULL);
 
 
 
@@ -10115,7 +10115,7 @@ REVOKE ALL ON FUNCTION tocsin.list_flows(max_flows integer, before bigint, flow_
 
 
 
-REVOKE ALL ON FUNCTION tocsin.list_jobs(task text, queue text, state text, since timestamp with time zone, until timestamp with time zone, key text, newest_first boolean, max_jobs integer, after bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.list_jobs(task text, queue text, state text, since timestamp with time zone, until timestamp with time zone, key text, newest_first boolean, max_jobs integer, after bigint, job_id bigint) FROM PUBLIC;
 
 
 

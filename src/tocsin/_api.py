@@ -6,13 +6,14 @@
 from tocsin._database.roles import Roles
 from tocsin._database.verify import SchemaDifference
 from tocsin._jobs.attempts import Attempt
+from tocsin._jobs.by_name import NamedOptions
 from tocsin._jobs.current import CurrentJob, current_job
 from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
 from tocsin._jobs.executor import Executor
 from tocsin._jobs.flow import Flow, OnFailure
 from tocsin._jobs.flows import FlowEdge, FlowInfo, FlowJob, Flows, FlowState, FlowSummary
 from tocsin._jobs.job import Job
-from tocsin._jobs.job_info import JobInfo
+from tocsin._jobs.job_info import JobInfo, JobState
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.limits import Limit, Rate
 from tocsin._jobs.listing import JobCount, ListedJob
@@ -142,6 +143,7 @@ __all__ = [
     "JobFailed",
     "JobInfo",
     "JobNotFound",
+    "JobState",
     "JobTimedOut",
     "JobWorker",
     "JobWorkerOptions",
@@ -159,6 +161,7 @@ __all__ = [
     "MessageOptions",
     "MessageState",
     "Messages",
+    "NamedOptions",
     "OnFailure",
     "Packing",
     "PayloadInvalid",

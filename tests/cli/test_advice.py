@@ -61,6 +61,12 @@ ADVISED: list[tocsin.TocsinError] = [
         tocsin.MessageNotWaiting("x", message_id=7, state=state)
         for state in ("leased", "dead", "archived", "ready")
     ),
+    tocsin.JobNotFound(7),
+    tocsin.JobFailed(7, task="t", reason="r", attempts=1, error="e", traceback=""),
+    tocsin.JobTimedOut(7, task="t", reason="r", attempts=1, error="e", traceback=""),
+    tocsin.JobCancelled(7, task="t", reason="r"),
+    tocsin.TaskUnknown("t"),
+    tocsin.FlowNotFound(7),
     tocsin.QueueBusy('queue "q" is in use', "Try again.", queue="q"),
     tocsin.KeyConflict(
         'message 7 has the key "k"',
@@ -107,18 +113,11 @@ NOT_ADVISED = {
     tocsin.LeaseLost,  # a handler's affair
     tocsin.Suspended,  # no failure
     tocsin.RateLimited,  # no command has a limit
-    # no command submits or shows jobs
-    tocsin.ArgumentsInvalid,
-    tocsin.ResultInvalid,
-    tocsin.JobError,
-    tocsin.JobFailed,
-    tocsin.JobTimedOut,
-    tocsin.JobCancelled,
-    tocsin.JobNotFound,
-    tocsin.TaskUnknown,
-    tocsin.ValueUnreadable,
+    tocsin.ArgumentsInvalid,  # says all in its text
+    tocsin.JobError,  # the base of others
+    tocsin.ResultInvalid,  # only workers write results
+    tocsin.ValueUnreadable,  # the command shows values as they are stored
     tocsin.FlowInvalid,  # no command submits a flow
-    tocsin.FlowNotFound,
     # no command sets or shows schedules
     tocsin.ScheduleInvalid,
     tocsin.ScheduleNotFound,

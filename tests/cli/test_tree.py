@@ -40,6 +40,7 @@ def test_the_tree_is_the_documented_one() -> None:
         ),
         "message": "get cancel reschedule reprioritise",
         "flow": "list show cancel requeue",
+        "job": ("submit list show attempts result stats cancel requeue reschedule edit clear"),
     }
     expected = {f"tocsin {group} {name}" for group, some in names.items() for name in some.split()}
     assert set(COMMANDS) == expected | {
@@ -210,6 +211,29 @@ INVOCATIONS = """
 1  flow cancel --id 1
 1  flow requeue 1 EVERYWHERE
 1  flow requeue --id 1
+0  job submit t '{"n": 1}' EVERYWHERE --delay 1h --priority 1 --key j --headers '{"h": 1}' \
+   --expires-in 1d --max-attempts 2 --timeout 1m
+0  job submit t --at 2030-01-01T00:00:00Z
+0  job --dsn DSN --schema tocsin --format json list
+0  job list EVERYWHERE --task t --queue q --state waiting --key j --since 2020-01-01T00:00:00Z \
+   --until 2100-01-01T00:00:00Z --oldest-first --limit 5 --after 1
+0  job show 3 EVERYWHERE
+0  job show --id 3
+0  job attempts 3 EVERYWHERE
+0  job attempts --id 3
+0  job stats EVERYWHERE
+0  job edit 3 EVERYWHERE --priority -1 --arguments '{"n": 2}'
+0  job edit --id 3 --priority 1
+0  job reschedule 3 EVERYWHERE --delay 2h
+0  job reschedule --id 3 --at 2030-01-01T00:00:00Z
+0  job cancel 3 EVERYWHERE --reason r
+0  job requeue 3 EVERYWHERE
+0  job cancel --id 3
+0  job requeue --id 3
+1  job result 3 EVERYWHERE --timeout 0s
+1  job result --id 4711
+0  job clear EVERYWHERE --state cancelled --task t --older-than 1d --dry-run
+0  job clear --yes
 0  admin reclaim EVERYWHERE
 0  admin maintain EVERYWHERE
 0  queue purge q EVERYWHERE --ready --delayed --held --archived --dead --older-than 1d --dry-run
@@ -219,6 +243,7 @@ INVOCATIONS = """
 0  --version
 """.replace("\\\n", "")
 
+TASKS = """[{"name": "t", "queue": "q", "max_deliveries": 3, "priority": 0, "description": ""}]"""
 IN_A_PROCESS_OF_ITS_OWN = (
     "worker run q service:many --once --concurrency 2 --batch 3 --grace 1s --timeout 10s --vt 1m"
     " --name w --reload --log-level debug --log-format json --schema tocsin --dsn DSN"
@@ -226,6 +251,7 @@ IN_A_PROCESS_OF_ITS_OWN = (
 ELSEWHERE = {
     "test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")],
     "test_run.py": [("tocsin worker run", "--ordered"), ("tocsin worker run", "--tasks")],
+    "test_job.py": [("tocsin job submit", "--tasks")],
 }
 
 
@@ -267,6 +293,7 @@ def test_every_option_of_every_command_is_used(
                     "select tocsin.register_worker('q', 'consumer', null, null, 'h', 1, '1') from"
                     " generate_series(1, 2)"
                 )
+                connection.execute("select tocsin.register_tasks(%s::jsonb)", [TASKS])
 
     (tmp_path / "service.py").write_text("def many(messages): ...")
     assert call("queue", "create", "q").code == 0

@@ -68,7 +68,7 @@ async def test_lists_by_every_filter_and_in_both_orders(
 async def test_a_listed_job_tells_all_as_the_view_does(store: tocsin.Store, store_dsn: str) -> None:
     ids = await in_every_state(store, store_dsn)
     jobs = {job.state: job for job in await store.jobs.list()}
-    assert (jobs["succeeded"].result, jobs["succeeded"].arguments_json) == (4, '{"number": 2}')
+    assert (jobs["succeeded"].result, jobs["succeeded"].arguments) == (4, {"number": 2})
     assert (jobs["failed"].reason, jobs["failed"].error) == ("handler_failed", "KeyError: 'k'")
     assert jobs["cancelled"].error == "not needed"
     assert jobs["waiting"].key == "w"

@@ -11,11 +11,12 @@
 -- only if it may consume, because a producer may not read payloads.
 
 -- Returns a page of jobs. `since` and `until`: when they were submitted. `after`: the
--- last id of the page before.
+-- last id of the page before. `job_id`: only this job.
 create or replace function tocsin.list_jobs(
     task text default null, queue text default null, state text default null,
     since timestamptz default null, until timestamptz default null, key text default null,
-    newest_first boolean default false, max_jobs integer default 100, after bigint default null
+    newest_first boolean default false, max_jobs integer default 100, after bigint default null,
+    job_id bigint default null
 ) returns table (
     id bigint, task_name text, queue_name text, job_state text, job_priority integer, job_key text,
     attempts integer, max_attempts integer, submitted_at timestamptz, due timestamptz,
@@ -46,7 +47,7 @@ begin
                      and ($1 is null or m.task = $1) and ($2 is null or m.queue_id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or m.queue_id = any ($7))
-                     and ($8 is null or m.id > $8)
+                     and ($8 is null or m.id > $8) and ($12 is null or m.id = $12)
                      and ($3 is null or not (m.state = 'leased' and m.vt > $10))
                  order by m.id limit $9)
                 union all
@@ -57,7 +58,7 @@ begin
                      and ($1 is null or m.task = $1) and ($2 is null or q.id = $2)
                      and ($4 is null or m.enqueued_at >= $4) and ($5 is null or m.enqueued_at < $5)
                      and ($6 is null or m.key = $6) and ($7 is null or q.id = any ($7))
-                     and ($8 is null or m.id > $8)
+                     and ($8 is null or m.id > $8) and ($12 is null or m.id = $12)
                  order by m.id limit $9)
                 union all
                 (select x.id, x.queue_id
@@ -69,7 +70,7 @@ begin
                          and ($4 is null or d.enqueued_at >= $4)
                          and ($5 is null or d.enqueued_at < $5)
                          and ($6 is null or d.key = $6) and ($7 is null or d.queue_id = any ($7))
-                         and ($8 is null or d.id > $8)
+                         and ($8 is null or d.id > $8) and ($12 is null or d.id = $12)
                      order by d.id limit $9) x
                  order by x.id limit $9)
                 union all
@@ -82,7 +83,7 @@ begin
                          and ($4 is null or a.enqueued_at >= $4)
                          and ($5 is null or a.enqueued_at < $5)
                          and ($6 is null or a.key = $6) and ($7 is null or a.queue_id = any ($7))
-                         and ($8 is null or a.id > $8)
+                         and ($8 is null or a.id > $8) and ($12 is null or a.id = $12)
                      order by a.id limit $9) x
                  order by x.id limit $9)
             ) p
@@ -121,7 +122,7 @@ begin
         '.id > $8', case when newest_first then '.id < $8' else '.id > $8' end)
         || case when newest_first then ' desc' else '' end
     using task, only_queue, state, since, until, key, readable, after, max_jobs, t,
-        shows_arguments;
+        shows_arguments, job_id;
 end
 $$;
 

@@ -17,6 +17,7 @@ from .completion import completion
 from .demo import demo
 from .enqueue import enqueue
 from .flow import flow
+from .job import job
 from .message import message
 from .queue import queue
 from .top import top
@@ -54,7 +55,7 @@ def tocsin() -> None:
     """
 
 
-for _command in (admin, queue, worker, message, flow, enqueue, top, demo, completion):
+for _command in (admin, queue, worker, message, job, flow, enqueue, top, demo, completion):
     tocsin.add_command(_command)
 
 

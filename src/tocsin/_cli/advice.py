@@ -16,6 +16,10 @@ from tocsin.errors import (
     ConfigError,
     ConnectionLost,
     DependentObjects,
+    FlowNotFound,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
     KeyConflict,
     KeyTaken,
     MessageNotFound,
@@ -33,6 +37,7 @@ from tocsin.errors import (
     SchemaNewer,
     SchemaOutdated,
     StateTransitionError,
+    TaskUnknown,
     TocsinError,
     WorkerNotFound,
     WorkerStopped,
@@ -88,6 +93,20 @@ def _advise(error: TocsinError) -> str:
             )
         case MessageNotWaiting():
             return _advise_on_message(error)
+        case JobNotFound():
+            return "`tocsin job list` shows the jobs that exist"
+        case JobFailed() | JobCancelled():
+            return (
+                f"`tocsin job show {error.job_id}` shows its attempts, `tocsin job requeue"
+                f" {error.job_id}` runs it again"
+            )
+        case TaskUnknown():
+            return (
+                "start a worker that runs the task: `tocsin worker run --tasks MODULE`; or name its"
+                " module with --tasks"
+            )
+        case FlowNotFound():
+            return "`tocsin flow list` shows the flows that exist"
         case KeyConflict():
             return "choose another key, or wait until that message is finished"
         case KeyTaken():

@@ -19,7 +19,7 @@ import trio
 
 from tocsin import PayloadInvalid, PayloadTooLarge, Store
 
-from .options import COUNT, DURATION, MOMENT, PRIORITY, ParamType, queue_argument
+from .options import COUNT, DURATION, JSON, MOMENT, PRIORITY, Json, queue_argument
 from .program import Command, on_store
 from .render import Screen
 from .streams import input_number, is_terminal
@@ -28,37 +28,6 @@ _LINES = 2000
 """Lines in one statement."""
 _READ = 1 << 18
 """Bytes in one read."""
-
-
-class JsonType(ParamType):
-    """A JSON value."""
-
-    name = "json"
-
-    def convert(
-        self, value: object, parameter: click.Parameter | None, context: click.Context | None
-    ) -> _Json:
-        """Parse the value."""
-        if isinstance(value, _Json):
-            return value
-        try:
-            return _Json(json.loads(str(value)))
-        except (ValueError, RecursionError) as error:
-            self.fail(
-                f"{value!r} is not JSON: {error}; a string needs quotes, as in '\"text\"'",
-                parameter,
-                context,
-            )
-
-
-class _Json:
-    """A JSON value that may be None. click would treat a bare None as no value."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-
-JSON = JsonType()
 
 
 class _Enqueue(Command):
@@ -128,9 +97,9 @@ async def enqueue(
     store: Store,
     screen: Screen,
     queue: str,
-    payloads: tuple[_Json, ...],
+    payloads: tuple[Json, ...],
     key: str | None,
-    headers: _Json | None,
+    headers: Json | None,
     **options: Any,
 ) -> None:
     """Enqueue each PAYLOAD, a JSON value, and show the ids of the messages.

@@ -1,4 +1,4 @@
-"""Define options and arguments of several commands: durations, times, ids.
+"""Define options and arguments of several commands: durations, times, ids, JSON.
 
 `confirm` asks before a command destroys something.
 """
@@ -142,10 +142,39 @@ class NumberType(ParamType):
         return number
 
 
+class Json:
+    """A JSON value that may be None. click would treat a bare None as no value."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class JsonType(ParamType):
+    """A JSON value."""
+
+    name = "json"
+
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Json:
+        """Parse the value."""
+        if isinstance(value, Json):
+            return value
+        try:
+            return Json(json.loads(str(value)))
+        except (ValueError, RecursionError) as error:
+            self.fail(
+                f"{value!r} is not JSON: {error}; a string needs quotes, as in '\"text\"'",
+                parameter,
+                context,
+            )
+
+
 DURATION = DurationType()
 RETENTION = RetentionType()
 MOMENT = MomentType()
 KEYS = KeysType()
+JSON = JsonType()
 COUNT = NumberType(1, 2**31 - 1)
 LIMIT = NumberType(0, 2**31 - 1)
 PRIORITY = NumberType(-(2**31), 2**31 - 1)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from tocsin import DeadLetter, FlowSummary, MessageInfo, Queue, QueueMetrics, WorkerInfo
+from typing import get_args
+
+from tocsin import (
+    Attempt,
+    DeadLetter,
+    FlowSummary,
+    JobState,
+    ListedJob,
+    MessageInfo,
+    Progress,
+    Queue,
+    QueueMetrics,
+    WorkerInfo,
+)
 
 from .render import Column, since, write_age, write_count, write_duration, write_rate
+from .task_counts import TaskCounts
 
 PAYLOAD_CHARACTERS = 80
 """Maximum number of characters of a payload in a row."""
@@ -77,6 +91,51 @@ FLOWS: list[Column[FlowSummary]] = [
     Column("FAILED", lambda f: f.failed, "number"),
     Column("CANCELLED", lambda f: f.cancelled, "number"),
 ]
+JOBS: list[Column[ListedJob]] = [
+    Column("ID", lambda j: j.id, "number", narrow=True),
+    Column("TASK", lambda j: j.task, "name", narrow=True),
+    Column("QUEUE", lambda j: j.queue, "name"),
+    Column("STATE", lambda j: j.state, "word", narrow=True),
+    Column("AGE", lambda j: since(j.submitted_at), "number", narrow=True),
+    Column("PRIORITY", lambda j: j.priority, "number"),
+    Column("DUE", lambda j: j.due),
+    Column(
+        "ATTEMPTS",
+        lambda j: j.attempts if j.max_attempts is None else f"{j.attempts}/{j.max_attempts}",
+        "number",
+        narrow=True,
+    ),
+    Column("WORKER", lambda j: j.worker_id, "number"),
+    Column("KEY", lambda j: j.key),
+    Column("PROGRESS", lambda j: write_progress(j.progress), "prose", narrow=True),
+    Column("ERROR", lambda j: j.error, "prose", narrow=True),
+]
+ATTEMPTS: list[Column[Attempt]] = [
+    Column("ATTEMPT", lambda a: a.number, "number", narrow=True),
+    Column("BEGAN", lambda a: a.began_at, narrow=True),
+    Column("TOOK", lambda a: _write_length(a), "number", narrow=True),
+    Column("WORKER", lambda a: a.worker_id, "number", narrow=True),
+    Column("NAME", lambda a: a.worker),
+    Column("OUTCOME", lambda a: a.outcome or "running", "word", narrow=True),
+    Column("ERROR", lambda a: a.error, "prose", narrow=True),
+]
+
+
+def _count_jobs(state: str) -> Column[TaskCounts]:
+    """Return the column with the number of jobs in a state."""
+    return Column(
+        state.upper(),
+        lambda t: t.by_state.get(state, 0),
+        "number",
+        narrow=lambda t: write_count(t.by_state.get(state, 0)),
+    )
+
+
+TASK_COUNTS: list[Column[TaskCounts]] = [
+    Column("TASK", lambda t: t.task, "name", narrow=True),
+    *(_count_jobs(state) for state in get_args(JobState)),
+    Column("COUNTED", lambda t: "exactly" if t.exact else "roughly"),
+]
 DEAD_LETTERS: list[Column[DeadLetter]] = [
     Column("ID", lambda d: d.id, "number"),
     Column("DIED", lambda d: since(d.died_at), "number"),
@@ -104,6 +163,22 @@ WORKERS: list[Column[WorkerInfo]] = [
     Column("PID", lambda w: w.pid, "number"),
     Column("VERSION", lambda w: w.version),
 ]
+
+
+def write_progress(progress: Progress | None) -> str | None:
+    """Return what a job has reported as a short text."""
+    if progress is None:
+        return None
+    part = progress.fraction
+    number = f"{progress.done:g}" if part is None else f"{100 * part:.0f}%"
+    return f"{number} {progress.text or ''}".rstrip()
+
+
+def _write_length(attempt: Attempt) -> str | None:
+    """Return how long an attempt took."""
+    if attempt.ended_at is None:
+        return since(attempt.began_at)
+    return write_age(max((attempt.ended_at - attempt.began_at).total_seconds(), 0.0))
 
 
 def shorten(text: str) -> str:

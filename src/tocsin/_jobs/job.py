@@ -58,6 +58,23 @@ async def look_up(process: Process, job_id: int) -> JobInfo:
     return read_row(row)
 
 
+async def wait_finished(process: Process, job_id: int, timeout: Duration | None) -> JobInfo:  # noqa: ASYNC109 - a shorthand
+    """Wait until a job is finished, and return its state: see `Jobs.wait`."""
+    limit = math.inf if timeout is None else to_seconds(timeout, "timeout", zero=True)
+    began = trio.current_time()
+    with trio.fail_after(max(limit, FIRST_LOOK)):
+        info = await look_up(process, job_id)
+    with trio.fail_at(began + limit):
+        if not info.finished:
+            async with process.outcomes.waiting(job_id) as wait:
+                while not info.finished:
+                    await wait.woken()
+                    # An outage ends no wait: each connection wakes it again.
+                    with suppress(ConnectionLost):
+                        info = await look_up(process, job_id)
+    return info
+
+
 class Job(Generic[R]):
     """A job that was submitted; made by `Task.submit`."""
 
@@ -141,18 +158,7 @@ class Job(Generic[R]):
             The job goes on.
         """
         assert self._process is not None
-        limit = math.inf if timeout is None else to_seconds(timeout, "timeout", zero=True)
-        began = trio.current_time()
-        with trio.fail_after(max(limit, FIRST_LOOK)):
-            info = await self.info()
-        with trio.fail_at(began + limit):
-            if not info.finished:
-                async with self._process.outcomes.waiting(self.id) as wait:
-                    while not info.finished:
-                        await wait.woken()
-                        # An outage ends no wait: each connection wakes it again.
-                        with suppress(ConnectionLost):
-                            info = await self.info()
+        info = await wait_finished(self._process, self.id, timeout)
         return await run_packing(self._definition.packing, self.read, info)
 
     async def cancel(self, reason: str = "cancelled") -> None:

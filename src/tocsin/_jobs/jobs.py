@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Database
@@ -19,9 +19,10 @@ from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
 
 from .attempts import Attempt, list_attempts
+from .by_name import NamedOptions, submit_by_name
 from .control import cancel_job, edit_job, requeue_job, reschedule_job
 from .definition import Call, Definition
-from .job import Job, look_up
+from .job import Job, look_up, wait_finished
 from .job_info import JobInfo
 from .listing import JobLists
 from .submitting import SubmissionBatch, build_submission, check_calls, pack_all, queue_of
@@ -134,6 +135,35 @@ class Jobs(JobLists):
             self.handle(call.definition, job_id) for call, job_id in zip(calls, ids, strict=True)
         ]
 
+    async def submit_by_name(
+        self, task: str, arguments: object = (), **options: Unpack[NamedOptions]
+    ) -> int:
+        """Submit a job of a task that a worker has registered, and return its id.
+
+        The program need not have the task's function, so the arguments are not checked
+        here: wrong ones make the job a dead letter.
+
+        Args:
+            task: Name of the task.
+            arguments: A JSON object with the arguments by name, or an array with the
+                arguments by position.
+            options: Those of `NamedOptions`; the rest is as the task says.
+
+        Raises:
+            TaskUnknown: No worker has registered the task.
+            PayloadTooLarge: The arguments exceed the queue's limit.
+            PayloadInvalid: The arguments are no JSON, or break a rule of the queue.
+            KeyConflict: A job of another task, or a plain message, has the key.
+            PermissionDenied: The queue was not granted.
+            ConnectionLost: The outcome is unknown.
+            ValueError: A limit has a key that the task's program computes, or an
+                option is out of its range.
+
+        Cancellation:
+            The job is submitted or not; with a key, submitting it again is safe.
+        """
+        return await submit_by_name(self._database, task, arguments, options)
+
     def handle(self, definition: Definition[R], job_id: int) -> Job[R]:
         """Return the job of a task by its id, without asking the database."""
         return Job(self._database, self._process, job_id, definition)
@@ -159,6 +189,25 @@ class Jobs(JobLists):
             Nothing has changed.
         """
         return await look_up(self._process, job_id)
+
+    async def wait(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:  # noqa: ASYNC109 - as in Job.result
+        """Wait until a job is finished, and return its state, whatever its task is.
+
+        `Job.result` returns the result as the task's function did.
+
+        Args:
+            timeout: The longest wait in seconds; None: any time.
+
+        Raises:
+            JobNotFound: No job has this id, or it was deleted.
+            ConnectionLost: The database did not answer to begin with; a later outage
+                does not end the wait.
+            trio.TooSlowError: The time is over. The job goes on.
+
+        Cancellation:
+            The job goes on.
+        """
+        return await wait_finished(self._process, job_id, timeout)
 
     async def attempts(self, job_id: int) -> Sequence[Attempt]:
         """Return the attempts of a job, in the order in which they began.

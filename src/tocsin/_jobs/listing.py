@@ -13,6 +13,7 @@ from tocsin._arguments import check_count, check_id, check_key, check_queue, che
 from tocsin._database.client import Database
 from tocsin._durations import Duration, to_timedelta
 from tocsin._queue.payload import decode
+from tocsin.errors import JobNotFound
 
 from .job_info import JobState
 from .progress import Progress, read_progress
@@ -21,6 +22,9 @@ _LIST = (
     "select * from tocsin.list_jobs(task => %s, queue => %s, state => %s, since => %s,"
     " until => %s, key => %s, newest_first => %s, max_jobs => %s, after => %s)"
 )
+
+
+_GET = "select * from tocsin.list_jobs(job_id => %s)"
 
 
 @attrs.frozen(slots=False)
@@ -54,9 +58,9 @@ class ListedJob:
     """When it was finished; None: it is not."""
     worker_id: int | None
     """Id of the consumer of its last attempt."""
-    arguments_json: str | None = attrs.field(repr=False)
+    arguments_text: str | None = attrs.field(repr=False)
     """Its arguments as JSON text; None: the role may not read them."""
-    result_json: str | None = attrs.field(repr=False)
+    result_text: str | None = attrs.field(repr=False)
     """Its result as JSON text; None unless it has succeeded."""
     reason: str | None
     """Why it has failed, as a code: see `DeadLetter.reason`."""
@@ -66,9 +70,14 @@ class ListedJob:
     """What its function has reported; None: nothing, or the job does not run."""
 
     @cached_property
+    def arguments(self) -> Any:
+        """Its arguments, as a JSON value; None: the role may not read them."""
+        return None if self.arguments_text is None else decode(self.arguments_text)
+
+    @cached_property
     def result(self) -> Any:
         """What its function returned, as a JSON value; None unless it has succeeded."""
-        return None if self.result_json is None else decode(self.result_json)
+        return None if self.result_text is None else decode(self.result_text)
 
 
 @attrs.frozen
@@ -145,6 +154,21 @@ class JobLists:
             ],
         )
         return [ListedJob(*row) for row in rows]
+
+    async def get_listed(self, job_id: int) -> ListedJob:
+        """Return a job as `list` shows it, with its queue, its times and its arguments.
+
+        Raises:
+            JobNotFound: No job has this id, or it was deleted.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Changes nothing.
+        """
+        rows = await self._database.fetch(_GET, [check_id(job_id, "job_id")])
+        if not rows:
+            raise JobNotFound(job_id)
+        return ListedJob(*rows[0])
 
     async def stats(self) -> Sequence[JobCount]:
         """Return how many jobs there are of each task in each state, by task.
