@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,17 +18,17 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 import tocsin
-from tests.support import PATIENCE, query, servers
+from tests.support import PATIENCE, move_clock, query, servers
 from tests.support.child import Child, run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-async def outcome(name: str, dsn: str) -> tuple[int, list[str]]:
+async def outcome(name: str, dsn: str, *options: str) -> tuple[int, list[str]]:
     """Run an example to its end; return its status and its lines. It must have left no
     worker behind."""
     with trio.fail_after(PATIENCE):
-        command = [sys.executable, str(EXAMPLES / name), dsn]
+        command = [sys.executable, str(EXAMPLES / name), dsn, *options]
         ended = await trio.run_process(
             command, stdin=subprocess.DEVNULL, capture_stdout=True, check=False
         )
@@ -279,6 +280,35 @@ async def test_image_pipeline(dsn: str) -> None:
     assert (status, lines[0]) == (0, "tower.jpeg 200, tower.jpeg 800, tower.jpeg 1600")
     assert len(lines) == 6
     assert all(line.endswith(": succeeded") for line in lines[1:])
+
+
+SALES = "select day, total from reports order by day"
+
+
+@pytest.mark.slow
+async def test_nightly_report(dsn: str) -> None:
+    """At once, and then at the next tick of a service that restarts each time."""
+    status, lines = await outcome("nightly_report.py", dsn, "--now")
+    assert (status, lines[-1]) == (0, "stopped")
+    assert [total for _, total in await query(dsn, SALES)] == [0]
+    ((tick,),) = await query(
+        dsn, "select next_tick at time zone 'Europe/Vienna' from tocsin.schedules"
+    )
+    day = tick.date() - timedelta(days=1)
+    await query(dsn, "delete from reports")
+    await query(dsn, "insert into sales values (%s, 20), (%s, 22)", day, day)
+    ((seconds,),) = await query(
+        dsn, "select extract(epoch from next_tick - now())::float8 from tocsin.schedules"
+    )
+    await move_clock(dsn, seconds)
+    for made in True, False:
+        async with run_script(str(EXAMPLES / "nightly_report.py"), dsn) as child:
+            assert (await child.line()).startswith("next report at 03:00 in Europe/Vienna")
+            if made:
+                assert await child.line() == f"sales of {day}: 42"
+            child.process.send_signal(signal.SIGINT)
+            assert await child.line() == "stopped"
+    assert await query(dsn, SALES) == [(day, 42)]
 
 
 async def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:
