@@ -67,6 +67,7 @@ ADVISED: list[tocsin.TocsinError] = [
     tocsin.JobCancelled(7, task="t", reason="r"),
     tocsin.TaskUnknown("t"),
     tocsin.FlowNotFound(7),
+    tocsin.ScheduleNotFound("s"),
     tocsin.QueueBusy('queue "q" is in use', "Try again.", queue="q"),
     tocsin.KeyConflict(
         'message 7 has the key "k"',
@@ -118,9 +119,7 @@ NOT_ADVISED = {
     tocsin.ResultInvalid,  # only workers write results
     tocsin.ValueUnreadable,  # the command shows values as they are stored
     tocsin.FlowInvalid,  # no command submits a flow
-    # no command sets or shows schedules
-    tocsin.ScheduleInvalid,
-    tocsin.ScheduleNotFound,
+    tocsin.ScheduleInvalid,  # says all in its text
 }
 
 

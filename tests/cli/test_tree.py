@@ -40,6 +40,7 @@ def test_the_tree_is_the_documented_one() -> None:
         ),
         "message": "get cancel reschedule reprioritise",
         "flow": "list show cancel requeue",
+        "schedule": "list show set pause resume run-now remove next",
         "job": ("submit list show attempts result stats cancel requeue reschedule edit clear"),
     }
     expected = {f"tocsin {group} {name}" for group, some in names.items() for name in some.split()}
@@ -234,6 +235,20 @@ INVOCATIONS = """
 1  job result --id 4711
 0  job clear EVERYWHERE --state cancelled --task t --older-than 1d --dry-run
 0  job clear --yes
+0  schedule set s t '{"n": 1}' EVERYWHERE --cron @daily --zone Europe/Vienna --missed 3 \
+   --overlap skip --queue q --priority 1 --headers '{"h": 1}' --expires-in 1d --max-attempts 2 \
+   --timeout 1m
+0  schedule set s t --every 1h --start 2030-01-01T00:00:00Z
+2  schedule set s t --every 1h --missed twice
+0  schedule --dsn DSN --schema tocsin --format json list
+0  schedule list EVERYWHERE
+0  schedule show s EVERYWHERE
+0  schedule next s EVERYWHERE --limit 3
+0  schedule pause s EVERYWHERE
+0  schedule resume s EVERYWHERE
+0  schedule run-now s EVERYWHERE
+0  schedule remove s EVERYWHERE --yes
+1  schedule show s
 0  admin reclaim EVERYWHERE
 0  admin maintain EVERYWHERE
 0  queue purge q EVERYWHERE --ready --delayed --held --archived --dead --older-than 1d --dry-run
@@ -252,6 +267,7 @@ ELSEWHERE = {
     "test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")],
     "test_run.py": [("tocsin worker run", "--ordered"), ("tocsin worker run", "--tasks")],
     "test_job.py": [("tocsin job submit", "--tasks")],
+    "test_schedule.py": [("tocsin schedule set", "--tasks")],
 }
 
 

@@ -20,6 +20,7 @@ from .flow import flow
 from .job import job
 from .message import message
 from .queue import queue
+from .schedule import schedule
 from .top import top
 from .worker import worker
 
@@ -55,7 +56,8 @@ def tocsin() -> None:
     """
 
 
-for _command in (admin, queue, worker, message, job, flow, enqueue, top, demo, completion):
+_GROUPS = admin, queue, worker, message, job, flow, schedule
+for _command in (*_GROUPS, enqueue, top, demo, completion):
     tocsin.add_command(_command)
 
 

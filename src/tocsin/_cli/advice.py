@@ -32,6 +32,7 @@ from tocsin.errors import (
     QueueNotEmpty,
     QueueNotFound,
     RoleNotFound,
+    ScheduleNotFound,
     SchemaBusy,
     SchemaMissing,
     SchemaNewer,
@@ -105,6 +106,8 @@ def _advise(error: TocsinError) -> str:
                 "start a worker that runs the task: `tocsin worker run --tasks MODULE`; or name its"
                 " module with --tasks"
             )
+        case ScheduleNotFound():
+            return "`tocsin schedule list` shows the schedules that exist"
         case FlowNotFound():
             return "`tocsin flow list` shows the flows that exist"
         case KeyConflict():

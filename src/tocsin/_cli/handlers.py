@@ -10,11 +10,12 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
+from tocsin._jobs.definition import Call
 from tocsin._jobs.task import Task
 from tocsin._queue.consuming.handler_kind import is_async_handler
 from tocsin._queue.consuming.handlers import check_handler
@@ -73,6 +74,27 @@ def load_tasks(names: Sequence[str]) -> list[Task[..., Any]]:
                 f"{name} is not a task; put @tocsin.task before it", click.get_current_context()
             )
     return list(dict.fromkeys(tasks))
+
+
+def make_call(
+    tasks: Sequence[str], name: str, arguments: Any, options: Mapping[str, Any]
+) -> Call[Any]:
+    """Return a call of the task of this name, with arguments that are a JSON value.
+
+    Args:
+        tasks: Where to look for the task, as for `load_tasks`.
+
+    Raises:
+        click.UsageError: There is no such task; the text says why.
+        ArgumentsInvalid: The function does not take these arguments.
+    """
+    loaded = {task.name: task for task in load_tasks(tasks)}
+    if name not in loaded:
+        raise click.UsageError(
+            f"there is no task {name!r} in {', '.join(sorted(loaded))}", click.get_current_context()
+        )
+    values = loaded[name].definition.signature.read_arguments(arguments)
+    return loaded[name].using(**options).call(**values)
 
 
 def _import(name: str) -> Any:

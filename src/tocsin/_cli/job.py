@@ -11,10 +11,10 @@ import attrs
 import click
 import trio
 
-from tocsin import Attempt, JobInfo, JobState, ListedJob, MessageNotWaiting, Store, Task
+from tocsin import Attempt, JobInfo, JobState, ListedJob, MessageNotWaiting, Store
 from tocsin._jobs.job_info import read_outcome
 
-from .handlers import load_tasks
+from .handlers import make_call
 from .options import (
     COUNT,
     DURATION,
@@ -27,6 +27,7 @@ from .options import (
     dry_run_option,
     id_argument,
     limit_option,
+    tasks_option,
     yes_option,
 )
 from .program import Group, on_store
@@ -54,15 +55,7 @@ def job() -> None:
 )
 @click.argument("task")
 @click.argument("arguments", type=JSON, required=False, metavar="[ARGUMENTS]")
-@click.option(
-    "--tasks",
-    multiple=True,
-    metavar="MODULE[:TASK]",
-    help=(
-        "Take the task from this module, so that the arguments are checked, and no worker need"
-        " have registered it; may be repeated."
-    ),
-)
+@tasks_option
 @click.option("--delay", type=DURATION, help="Run the job only after this time.")
 @click.option("--at", type=MOMENT, help="Run the job at this time, such as 2030-01-31T08:00:00Z.")
 @click.option("--priority", type=PRIORITY, help="Jobs with smaller numbers are run first.")
@@ -103,22 +96,10 @@ async def submit(
     if headers is not None:
         options["headers"] = headers.value
     if tasks:
-        known = _find_task(load_tasks(tasks), task)
-        values = known.definition.signature.read_arguments(given)
-        call: Any = known.using(**options).call(**values)
-        job_id = (await store.jobs.submit(call)).id
+        job_id = (await store.jobs.submit(make_call(tasks, task, given, options))).id
     else:
         job_id = await store.jobs.submit_by_name(task, given, **options)
     screen.say(str(job_id), {"id": job_id})
-
-
-def _find_task(tasks: Sequence[Task[..., Any]], name: str) -> Task[..., Any]:
-    """Return the task of this name."""
-    for task in tasks:
-        if task.name == name:
-            return task
-    names = ", ".join(sorted(task.name for task in tasks))
-    raise click.UsageError(f"there is no task {name!r} in {names}", click.get_current_context())
 
 
 # Look at jobs

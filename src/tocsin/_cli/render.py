@@ -309,6 +309,11 @@ def since(time: datetime | None) -> str | None:
     return None if time is None else write_age(max(0.0, (datetime.now(UTC) - time).total_seconds()))
 
 
+def until(time: datetime | None) -> str | None:
+    """Return approximately how long it is until this time, by this machine's clock."""
+    return None if time is None else write_age(max(0.0, (time - datetime.now(UTC)).total_seconds()))
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """Return a text without characters that control a terminal.
 

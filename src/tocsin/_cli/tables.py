@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from tocsin import (
+    All,
     Attempt,
     DeadLetter,
     FlowSummary,
@@ -14,10 +15,12 @@ from tocsin import (
     Progress,
     Queue,
     QueueMetrics,
+    Schedule,
     WorkerInfo,
 )
+from tocsin._jobs.schedules import Missed
 
-from .render import Column, since, write_age, write_count, write_duration, write_rate
+from .render import Column, since, until, write_age, write_count, write_duration, write_rate
 from .task_counts import TaskCounts
 
 PAYLOAD_CHARACTERS = 80
@@ -136,6 +139,23 @@ TASK_COUNTS: list[Column[TaskCounts]] = [
     *(_count_jobs(state) for state in get_args(JobState)),
     Column("COUNTED", lambda t: "exactly" if t.exact else "roughly"),
 ]
+SCHEDULES: list[Column[Schedule]] = [
+    Column("NAME", lambda s: s.name, "name", narrow=True),
+    Column("TASK", lambda s: s.task, "name", narrow=True),
+    Column("QUEUE", lambda s: s.queue, "name"),
+    Column("WHEN", lambda s: _write_when(s), narrow=True),
+    Column("ZONE", lambda s: s.zone),
+    Column(
+        "NEXT",
+        lambda s: "paused" if s.paused_at else s.next_tick,
+        "word",
+        narrow=lambda s: "paused" if s.paused_at else until(s.next_tick),
+    ),
+    Column("LAST", lambda s: s.last_tick, narrow=lambda s: since(s.last_tick)),
+    Column("JOB", lambda s: s.last_job_id, "number", narrow=True),
+    Column("MISSED", lambda s: write_missed(s.missed)),
+    Column("OVERLAP", lambda s: s.overlap),
+]
 DEAD_LETTERS: list[Column[DeadLetter]] = [
     Column("ID", lambda d: d.id, "number"),
     Column("DIED", lambda d: since(d.died_at), "number"),
@@ -172,6 +192,18 @@ def write_progress(progress: Progress | None) -> str | None:
     part = progress.fraction
     number = f"{progress.done:g}" if part is None else f"{100 * part:.0f}%"
     return f"{number} {progress.text or ''}".rstrip()
+
+
+def _write_when(schedule: Schedule) -> str:
+    """Return when a schedule ticks."""
+    if schedule.every is None:
+        return schedule.cron or ""
+    return f"every {write_duration(schedule.every.total_seconds())}"
+
+
+def write_missed(missed: Missed) -> str:
+    """Return what becomes of missed ticks, in the format of the option."""
+    return str(missed.max) if isinstance(missed, All) else missed
 
 
 def _write_length(attempt: Attempt) -> str | None:

@@ -183,7 +183,7 @@ class Schedules:
             task, written, definition = check_text(call, "call"), encode(arguments), None
         interval = _check_every(every)
         if (cron is None) == (interval is None):
-            raise ValueError("give cron or every, and not both")
+            raise ValueError("give cron= or every=, and not both")
         if start is not None and (interval is None or start.tzinfo is None):
             raise ValueError("start is the first tick of every, with a time zone")
         if cron is not None:
