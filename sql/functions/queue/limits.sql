@@ -351,6 +351,9 @@ begin
         where x.id = m.id and x.state is distinct from m.state;
     end if;
     if m.state = 'held' then
+        -- behind it may be a message of another queue, which is now the first of the line
+        perform tocsin._note_free(s.limit_id, s.key) from tocsin.slots s
+        where old.state = 'held' and s.message_id = m.id and s.line = 0 and s.waits;
         perform tocsin._line_up(m);
     elsif old.state = 'held' then
         perform tocsin._free(m.id, keep_ordered => true, keep_paid => true);

@@ -19,6 +19,7 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
+    batch constant integer := 50;
     stop_at timestamptz := tocsin._clock() + interval '20 ms';
     locked boolean := false;  -- whether it has looked at the rows that are locked
     pause float8;
@@ -38,7 +39,7 @@ begin
         with gone as (
             delete from tocsin.limit_checks x where x.ctid = any (array(
                 select y.ctid from tocsin.limit_checks y
-                where y.queue_id = _grant_slots.queue_id limit 200 for update skip locked))
+                where y.queue_id = _grant_slots.queue_id limit batch for update skip locked))
             returning x.queue_id, x.limit_id, x.key
         )
         select array_agg(distinct row(g.queue_id, g.limit_id, g.key)::tocsin.limit_checks)
@@ -48,7 +49,10 @@ begin
             locked := true;
             select array_agg(distinct z.x) into keys
             from (select x from tocsin.limit_checks x
-                  where x.queue_id = _grant_slots.queue_id limit 200) z;
+                  where x.queue_id = _grant_slots.queue_id order by random() limit batch) z;
+            if cardinality(keys) = batch then
+                again := 0.01;  -- for the rest; each has its turn by chance
+            end if;
         end if;
         foreach c in array coalesce(keys, '{}') loop
             pause := tocsin._grant_line(queue_id, c.limit_id, c.key);
@@ -226,6 +230,29 @@ as $$
     where s.limit_id = l.id and s.key = _free_slots.key and s.slot is not null
 $$;
 
+-- Returns the lowest number that no slot of the key has.
+create or replace function tocsin._lowest_free(limit_id bigint, key text) returns integer
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off set jit = off
+as $$
+#variable_conflict use_column
+begin
+    if not exists (select from tocsin.slots x
+                   where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
+                       and x.slot = 1) then
+        return 1;
+    end if;
+    return (select x.slot + 1 from tocsin.slots x
+            where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
+                and x.slot is not null
+                and not exists (select from tocsin.slots y
+                                where y.limit_id = x.limit_id and y.key = x.key
+                                    and y.slot = x.slot + 1)
+            order by x.slot limit 1);
+end
+$$;
+
 -- Takes the next stage of what a locked message needs. Returns 'ready' when it has all,
 -- 'later' when it waits behind the line of `from_line`, and 'earlier' when it has moved
 -- back before it.
@@ -248,11 +275,7 @@ begin
         l := tocsin._limit_of(s);
         if s.stage >= 2 and tocsin._free_slots(l, s.key) > 0 then
             slot_limits := slot_limits || s.limit_id;
-            slot_numbers := slot_numbers
-                || (select min(g.n) from generate_series(1, coalesce(l.set_n, l.n)) g (n)
-                    where not exists (select from tocsin.slots x
-                                      where x.limit_id = s.limit_id and x.key = s.key
-                                          and x.slot = g.n));
+            slot_numbers := slot_numbers || tocsin._lowest_free(s.limit_id, s.key);
             continue;
         end if;
         update tocsin.slots x set waits = x.limit_id = s.limit_id

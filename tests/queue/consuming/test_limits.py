@@ -263,3 +263,32 @@ async def test_limits_that_no_consumer_could_read_are_refused(
     ):
         with pytest.raises(psycopg.Error, match=said):
             await query(store_dsn, f"select tocsin.{call}")
+
+
+def test_a_grant_reads_few_rows_whatever_the_number_of_slots(plans: Any) -> None:
+    limits = '{"limits": [{"name": "smtp", "n": 1000000}]}'
+    claim = "select * from tocsin.claim(1, 1, 10)"
+    for _ in range(8):  # until the session keeps its plans
+        plans(f"select tocsin.enqueue('q', '1', options => '{limits}')")
+        found = plans(claim)
+    assert max(node["Actual Rows"] for plan in found.values() for node in nodes(plan)) < 100
+
+
+async def test_a_scan_of_many_lines_ends_after_a_while(
+    store: tocsin.Store, store_dsn: str, queue: str
+) -> None:
+    """The clock moves with each question."""
+    ids = [await enqueue(store_dsn, limit("host", 1, str(n))) for n in range(120)]
+    async with store.consumer(queue) as consumer:
+        await query(
+            store_dsn,
+            "create sequence public.asked;"
+            " create or replace function tocsin._clock() returns timestamptz language sql volatile"
+            " as $$ select pg_catalog.now() + pg_catalog.nextval('public.asked')"
+            " * interval '30 ms' $$",
+        )
+        found = await claimed(consumer, 120)
+        assert len(found) == 50
+        while more := await claimed(consumer, 120):
+            found += more
+        assert sorted(found) == ids

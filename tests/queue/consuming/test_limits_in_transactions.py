@@ -158,3 +158,43 @@ async def test_a_transaction_that_does_not_know_the_queue_strands_no_message(dsn
         assert await claim(consumer, workers["r"]) == []
         await settles.execute("commit")
         assert await claim(consumer, workers["r"]) == [waiting]
+
+
+async def test_a_transaction_that_shares_many_lines_holds_up_no_message(
+    store: tocsin.Store, dsn: str
+) -> None:
+    """It shares the locks of all rows that tell of the messages."""
+    ids = [(await query(dsn, enqueues("x", key=f"k{n}")))[0][0] for n in range(70)]
+    async with open_transaction(dsn) as producer, store.consumer("q") as consumer:
+        for n in range(70):
+            await producer.execute(enqueues("x", key=f"k{n}").encode())
+        found = []
+        with trio.fail_after(30):
+            while len(found) < len(ids):
+                found += [message.id for message in await consumer.dequeue(100, wait=10)]
+        assert sorted(found) == ids
+        await producer.execute("rollback")
+
+
+async def test_a_later_due_time_lets_the_next_message_of_another_queue_run(
+    store: tocsin.Store, dsn: str
+) -> None:
+    ordered = {"key": "k", "ordered": True}
+    async with store.consumer("q") as q, store.consumer("r") as r:
+        (holder, first), next_one = (
+            [(await query(dsn, enqueues("x", **ordered)))[0][0] for _ in range(2)],
+            (await query(dsn, enqueues("x", queue="r", **ordered)))[0][0],
+        )
+        (message,) = await q.dequeue(9)
+        assert message.id == holder
+        assert await r.dequeue(9) == []
+        await message.archive()
+        assert await r.dequeue(9) == []
+        await query(dsn, "update tocsin.limit_queues set since = '1'")  # known to all
+        assert await r.dequeue(9) == []
+        await query(
+            dsn,
+            "update tocsin.messages set due = tocsin._clock() where id = %s",
+            first,
+        )
+        assert [message.id for message in await r.dequeue(9)] == [next_one]
