@@ -351,11 +351,7 @@ begin
         l := "tocsin"._limit_of(s);
         if s.stage >= 2 and "tocsin"._free_slots(l, s.key) > 0 then
             slot_limits := slot_limits || s.limit_id;
-            slot_numbers := slot_numbers
-                || (select min(g.n) from generate_series(1, coalesce(l.set_n, l.n)) g (n)
-                    where not exists (select from "tocsin".slots x
-                                      where x.limit_id = s.limit_id and x.key = s.key
-                                          and x.slot = g.n));
+            slot_numbers := slot_numbers || "tocsin"._lowest_free(s.limit_id, s.key);
             continue;
         end if;
         update "tocsin".slots x set waits = x.limit_id = s.limit_id
@@ -2497,6 +2493,9 @@ begin
         where x.id = m.id and x.state is distinct from m.state;
     end if;
     if m.state = 'held' then
+        -- behind it may be a message of another queue, which is now the first of the line
+        perform "tocsin"._note_free(s.limit_id, s.key) from "tocsin".slots s
+        where old.state = 'held' and s.message_id = m.id and s.line = 0 and s.waits;
         perform "tocsin"._line_up(m);
     elsif old.state = 'held' then
         perform "tocsin"._free(m.id, keep_ordered => true, keep_paid => true);
@@ -2676,6 +2675,7 @@ CREATE FUNCTION tocsin._grant_slots(queue_id integer) RETURNS double precision
     AS $$
 #variable_conflict use_column
 declare
+    batch constant integer := 50;
     stop_at timestamptz := "tocsin"._clock() + interval '20 ms';
     locked boolean := false;  -- whether it has looked at the rows that are locked
     pause float8;
@@ -2695,7 +2695,7 @@ begin
         with gone as (
             delete from "tocsin".limit_checks x where x.ctid = any (array(
                 select y.ctid from "tocsin".limit_checks y
-                where y.queue_id = _grant_slots.queue_id limit 200 for update skip locked))
+                where y.queue_id = _grant_slots.queue_id limit batch for update skip locked))
             returning x.queue_id, x.limit_id, x.key
         )
         select array_agg(distinct row(g.queue_id, g.limit_id, g.key)::"tocsin".limit_checks)
@@ -2705,7 +2705,10 @@ begin
             locked := true;
             select array_agg(distinct z.x) into keys
             from (select x from "tocsin".limit_checks x
-                  where x.queue_id = _grant_slots.queue_id limit 200) z;
+                  where x.queue_id = _grant_slots.queue_id order by random() limit batch) z;
+            if cardinality(keys) = batch then
+                again := 0.01;  -- for the rest; each has its turn by chance
+            end if;
         end if;
         foreach c in array coalesce(keys, '{}') loop
             pause := "tocsin"._grant_line(queue_id, c.limit_id, c.key);
@@ -3184,6 +3187,35 @@ begin
     perform "tocsin"._refuse_change(wanted, queue, key);
 end
 $_$;
+
+
+
+CREATE FUNCTION tocsin._lowest_free(limit_id bigint, key text) RETURNS integer
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    if not exists (select from "tocsin".slots x
+                   where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
+                       and x.slot = 1) then
+        return 1;
+    end if;
+    return (select x.slot + 1 from "tocsin".slots x
+            where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
+                and x.slot is not null
+                and not exists (select from "tocsin".slots y
+                                where y.limit_id = x.limit_id and y.key = x.key
+                                    and y.slot = x.slot + 1)
+            order by x.slot limit 1);
+end
+$$;
 
 
 
@@ -8686,7 +8718,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:27:21.621258+00', '2026-11-29 20:27:21.629106+00', '2026-11-29 20:27:21.63585+00', '2026-11-30 20:27:21.63585+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:27:39.840968+00', '2026-11-29 20:27:39.85103+00', '2026-11-29 20:27:39.860471+00', '2026-11-30 20:27:39.860471+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8699,21 +8731,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:2
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:27:21.668472+00', '2026-11-29 20:27:21.680005+00', '2026-11-29 20:27:21.681109+00', '2985-03-06 20:27:21.681109+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:27:39.884395+00', '2026-11-29 20:27:39.892773+00', '2026-11-29 20:27:39.89374+00', '2985-03-06 20:27:39.89374+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:27:21.63585+00', '2026-11-29 20:27:21.63585+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:27:21.681109+00', '2026-11-29 20:27:21.681109+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:27:39.860471+00', '2026-11-29 20:27:39.860471+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:27:39.89374+00', '2026-11-29 20:27:39.89374+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:27:21.552548+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:27:21.552569+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:27:21.552572+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:27:39.785878+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:27:39.785897+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:27:39.785901+00');
 
 
 
@@ -8726,11 +8758,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'e42496ac40f4f65f30d4d377374ac056391b2916064d417fa4ee1f2b37976685');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'ce7b97ddc77db4a9e9b97da6443c07e942604e5824fe9b07d42a263a28722fa2');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:27:21.691168+00', '2026-11-29 20:27:21.700253+00', '2026-11-29 20:27:21.71295+00', 1795984041700253, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:27:21.703235+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:27:21.700253+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:27:39.905265+00', '2026-11-29 20:27:39.911802+00', '2026-11-29 20:27:39.917529+00', 1795984059911802, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:27:39.913482+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:27:39.911802+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8752,43 +8784,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:27:21.691168+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:28:20.776276+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:28:39.003023+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:27:21.675949+00', '2026-11-29 20:27:23.680005+00', '2026-11-29 20:27:21.675949+00', '2026-11-29 20:27:21.680005+00', NULL, 1795984041680005, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:27:22.805234+00', '2026-11-29 20:27:22.805234+00', '2026-11-29 20:27:21.687829+00', '2026-11-29 20:27:21.688783+00', NULL, 1795984041688783, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:27:21.703235+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:27:21.688783+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', '2026-11-29 20:27:21.725668+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:27:21.732192+00', '2026-11-29 20:27:21.732192+00', '2026-11-29 20:27:21.732192+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:27:22.735899+00', '2026-11-29 20:27:22.735899+00', '2026-11-29 20:27:21.735899+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:27:22.739845+00', '2026-11-29 20:27:22.739845+00', '2026-11-29 20:27:21.739845+00', NULL, '2026-11-29 20:27:22.239845+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:27:21.744003+00', '2985-03-06 20:27:21.744003+00', '2026-11-29 20:27:21.744003+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:27:21.747866+00', '2026-11-29 20:27:21.747866+00', '2026-11-29 20:27:21.747866+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:27:39.891791+00', '2026-11-29 20:27:41.892773+00', '2026-11-29 20:27:39.891791+00', '2026-11-29 20:27:39.892773+00', NULL, 1795984059892773, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:27:41.099961+00', '2026-11-29 20:27:41.099961+00', '2026-11-29 20:27:39.903772+00', '2026-11-29 20:27:39.904558+00', NULL, 1795984059904558, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:27:39.913482+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:27:39.904558+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', '2026-11-29 20:27:39.929316+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:27:39.935997+00', '2026-11-29 20:27:39.935997+00', '2026-11-29 20:27:39.935997+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:27:40.939828+00', '2026-11-29 20:27:40.939828+00', '2026-11-29 20:27:39.939828+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:27:40.94208+00', '2026-11-29 20:27:40.94208+00', '2026-11-29 20:27:39.94208+00', NULL, '2026-11-29 20:27:40.44208+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:27:39.943786+00', '2985-03-06 20:27:39.943786+00', '2026-11-29 20:27:39.943786+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:27:39.947796+00', '2026-11-29 20:27:39.947796+00', '2026-11-29 20:27:39.947796+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:27:20.776276+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:27:20.776276+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:27:20.776276+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:27:20.776276+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:27:20.776276+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:27:39.003023+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:27:39.003023+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:27:39.003023+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:27:39.003023+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:27:39.003023+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 16133, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:27:21.570409+00', '2026-11-29 20:27:21.602853+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 17518, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:27:39.791587+00', '2026-11-29 20:27:39.835462+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:27:21.356976+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:27:21.369034+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:27:21.749355+00', '2026-11-29 20:27:21.372611+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:27:39.582312+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:27:39.592761+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:27:39.952424+00', '2026-11-29 20:27:39.596131+00', 'tocsin.paused');
 
 
 
@@ -8807,13 +8839,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:27:21.569441+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:27:39.79073+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 16133, '0.1.0', '2026-11-29 20:27:21.576751+00', '2026-11-29 20:27:21.576751+00', '2026-11-29 20:27:21.648766+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 16133, '0.1.0', '2026-11-29 20:27:21.653044+00', '2026-11-29 20:27:21.653044+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 16133, '0.1.0', '2026-11-29 20:27:21.664891+00', '2026-11-29 20:27:21.664891+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 17518, '0.1.0', '2026-11-29 20:27:39.800105+00', '2026-11-29 20:27:39.800105+00', '2026-11-29 20:27:39.868484+00');
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 17518, '0.1.0', '2026-11-29 20:27:39.872919+00', '2026-11-29 20:27:39.872919+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 17518, '0.1.0', '2026-11-29 20:27:39.88058+00', '2026-11-29 20:27:39.88058+00', NULL);
 
 
 
@@ -9680,6 +9712,10 @@ REVOKE ALL ON FUNCTION tocsin._lock_schedule(name text) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._lock_waiting(message_id bigint, queue text, key text, or_running boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._lowest_free(limit_id bigint, key text) FROM PUBLIC;
 
 
 

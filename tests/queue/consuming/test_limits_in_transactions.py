@@ -168,7 +168,7 @@ async def test_a_transaction_that_shares_many_lines_holds_up_no_message(
     async with open_transaction(dsn) as producer, store.consumer("q") as consumer:
         for n in range(70):
             await producer.execute(enqueues("x", key=f"k{n}").encode())
-        found = []
+        found: list[int] = []
         with trio.fail_after(30):
             while len(found) < len(ids):
                 found += [message.id for message in await consumer.dequeue(100, wait=10)]
@@ -179,7 +179,7 @@ async def test_a_transaction_that_shares_many_lines_holds_up_no_message(
 async def test_a_later_due_time_lets_the_next_message_of_another_queue_run(
     store: tocsin.Store, dsn: str
 ) -> None:
-    ordered = {"key": "k", "ordered": True}
+    ordered: dict[str, Any] = {"key": "k", "ordered": True}
     async with store.consumer("q") as q, store.consumer("r") as r:
         (holder, first), next_one = (
             [(await query(dsn, enqueues("x", **ordered)))[0][0] for _ in range(2)],
