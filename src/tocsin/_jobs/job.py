@@ -108,8 +108,8 @@ class Job(Generic[R]):
         """Return what the function of the job has reported: see `CurrentJob.progress`.
 
         Returns:
-            The last report that was written; None: there is none, or the job does not
-            run.
+            The last report that was written, or None if there is none or the job does
+            not run.
 
         Raises:
             JobNotFound: No job has this id, or it was deleted.
