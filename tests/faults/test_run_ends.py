@@ -121,7 +121,7 @@ async def test_a_stream_forgets_the_messages_it_has_settled(store: tocsin.Store)
                 await message.archive()
                 if message.payload == 19:
                     break
-            assert sum(len(call.messages) for call in run._calls) <= 1
+            assert sum(len(call.messages) for call in run.calls) <= 1
 
 
 async def test_draining_does_not_wait_for_leases_that_are_gone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import tocsin
 from tests.support import PATIENCE, move_clock, query, until_query
 from tests.support.child import run_script
 from tests.support.jobs import working
+from tocsin._queue.consuming import step_watch
 
 from . import tasks
 
@@ -92,6 +94,85 @@ async def test_an_async_function_is_cancelled_at_its_deadline(store: tocsin.Stor
         with pytest.raises(tocsin.JobTimedOut):
             await job.result(timeout=PATIENCE)
         assert ended.is_set()
+
+
+async def test_a_shorter_timeout_ends_before_a_longer_one(store: tocsin.Store) -> None:
+    began = trio.Event()
+
+    @tocsin.task(name="waits", max_attempts=1, timeout=3600)
+    async def wait() -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    async with working(store, wait, concurrency=2):
+        long = await wait.submit(store)
+        await began.wait()
+        short = await wait.using(timeout=0.01).submit(store)
+        with pytest.raises(tocsin.JobTimedOut, match=r"longer than 0\.01 s"):
+            await short.result(timeout=PATIENCE)
+        assert (await long.info()).state == "running"
+        await long.cancel()
+
+
+async def test_what_a_late_function_raises_is_the_cause(store: tocsin.Store) -> None:
+    @tocsin.task(name="late", timeout=0.01, max_attempts=1)
+    async def be_late() -> None:
+        async def clean_up() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise OSError("the disk is full")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clean_up)
+            await trio.sleep_forever()
+
+    async with working(store, be_late):
+        job = await be_late.submit(store)
+        with pytest.raises(tocsin.JobTimedOut) as raised:
+            await job.result(timeout=PATIENCE)
+    assert "OSError: the disk is full" in raised.value.traceback
+
+
+async def test_a_function_that_returns_too_late_has_succeeded(store: tocsin.Store) -> None:
+    @tocsin.task(name="returns", timeout=0.01, max_attempts=1)
+    async def return_late() -> str:
+        with suppress(trio.Cancelled):
+            await trio.sleep_forever()
+        return "late"
+
+    async with working(store, return_late, tasks.double):
+        assert await (await return_late.submit(store)).result(timeout=PATIENCE) == "late"
+        assert await (await tasks.double.submit(store, 1)).result(timeout=PATIENCE) == 2
+
+
+async def test_an_interrupt_of_its_own_fails_the_attempt_alone(store: tocsin.Store) -> None:
+    @tocsin.task(name="interrupts", max_attempts=2, retry=0)
+    async def interrupt(*, in_nursery: bool) -> None:
+        async def press() -> None:
+            raise KeyboardInterrupt("pressed")
+
+        if not in_nursery:
+            await press()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(press)
+
+    async with working(store, interrupt, tasks.double):
+        for in_nursery in (False, True):
+            job = await interrupt.submit(store, in_nursery=in_nursery)
+            with pytest.raises(tocsin.JobFailed, match="KeyboardInterrupt: pressed") as raised:
+                await job.result(timeout=PATIENCE)
+            assert raised.value.attempts == 2
+        assert await (await tasks.double.submit(store, 1)).result(timeout=PATIENCE) == 2
+
+
+async def test_a_function_that_blocks_the_event_loop_is_named(
+    store: tocsin.Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_watch, "LONG_STEP", 0.0)
+    async with working(store, tasks.double):
+        await (await tasks.double.submit(store, 1)).result(timeout=PATIENCE)
+    assert f"handler {tasks.double.name} blocked the event loop" in caplog.text
 
 
 async def test_defaults_of_the_function_count_when_the_job_runs(store: tocsin.Store) -> None:

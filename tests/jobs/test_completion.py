@@ -172,7 +172,7 @@ async def test_the_result_that_counts_is_the_one_that_was_committed(
         job = await differ.submit(store)
         assert await job.result(timeout=PATIENCE) == 1
     (warning,) = warnings(caplog)
-    assert "another result than the one that it was done with" in warning
+    assert "the result of done() is stored" in warning
 
 
 async def test_an_attempt_that_no_longer_has_the_job_cannot_finish_it(
@@ -235,7 +235,7 @@ async def test_a_job_that_was_cancelled_is_not_done(
     assert (await job.info()).attempts == 1
 
 
-async def test_done_belongs_into_a_transaction_and_is_called_once(
+async def test_done_is_called_once_and_in_a_transaction(
     store: tocsin.Store, effects: Effects
 ) -> None:
     said: list[str] = []
@@ -260,7 +260,7 @@ async def test_done_belongs_into_a_transaction_and_is_called_once(
     async with working(store, misuse):
         assert await (await misuse.submit(store)).result(timeout=PATIENCE) == 1
     assert [text.split(";")[0].split(":")[0] for text in said] == [
-        "done() belongs into a transaction",
+        "call done() in a transaction",
         "a transaction of this job is open",
         "the job is done",
     ]

@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -204,3 +205,23 @@ def test_a_packing_is_checked_where_it_is_made(
 ) -> None:
     with pytest.raises(error, match=said):
         tocsin.Packing(**options)
+
+
+async def test_a_result_that_is_packed_too_late_fails_the_attempt(store: tocsin.Store) -> None:
+    memory = Memory()
+
+    @tocsin.task(
+        name="late",
+        timeout=0.01,
+        max_attempts=1,
+        packing=tocsin.Packing(payload_store=memory, store_above=1),
+    )
+    async def return_late() -> str:
+        with suppress(trio.Cancelled):
+            await trio.sleep_forever()
+        return "late"
+
+    async with working(store, return_late):
+        job = await return_late.submit(store)
+        with pytest.raises(tocsin.JobTimedOut):
+            await job.result(timeout=PATIENCE)

@@ -24,7 +24,7 @@ async def test_a_logging_filter_that_fails_does_not_end_the_watch(
     step_watch.logger.addFilter(fail)
     try:
         watch = step_watch.StepWatch()
-        with watch.watching("handler", lambda: waits.append(None)) as watched:
+        with watch.watching(lambda messages: "handler", lambda: waits.append(None)) as watched:
             for _ in range(3):
                 watched.calling = True
                 await trio.lowlevel.checkpoint()

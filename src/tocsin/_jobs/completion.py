@@ -31,9 +31,10 @@ class Completion:
     def __init__(
         self, message: Message, definition: Definition[Any], begin: BeginTransaction
     ) -> None:
+        self.message: Message = message
+        """The message of the job."""
         self.result: str | None = None
         """The result that `done` was given, as JSON; None: it was not called."""
-        self._message = message
         self._definition = definition
         self._begin = begin
         self._open: Connection | None = None
@@ -59,16 +60,16 @@ class Completion:
             connection = self._open
         if connection is None:
             raise RuntimeError(
-                "done() belongs into a transaction: `async with job.transaction(): ...`, or"
-                " give the connection of yours"
+                "call done() in a transaction: within `async with job.transaction():`, or with"
+                " connection="
             )
         if self.result is not None:
             raise RuntimeError("the job is done; done() is called once")
         written = self._definition.signature.write_result(result)
         packing = self._definition.packing
         kept = written if packing is None else await run_packing(packing, packing.pack, written)
-        self._message.keep_result(kept)
-        await self._message.archive(connection=connection)
+        self.message.keep_result(kept)
+        await self.message.archive(connection=connection)
         self.result = written
 
     def warn_of_another(self, result: object) -> None:
@@ -81,7 +82,7 @@ class Completion:
             same = False
         if not same:
             logger.warning(
-                "the function of job %d has returned another result than the one that it was"
-                " done with; that one counts",
-                self._message.id,
+                "the function of job %d has returned another result than it gave to done();"
+                " the result of done() is stored",
+                self.message.id,
             )

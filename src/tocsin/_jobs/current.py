@@ -13,7 +13,7 @@ import trio
 
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Connection
-from tocsin._queue.message import Message
+from tocsin._queue.message import Message, options_of
 
 from .completion import Completion
 from .progress import Report, describe_progress
@@ -61,8 +61,7 @@ class CurrentJob:
 
         It stays the same when the job begins late, and for all its attempts.
         """
-        job = self.message.job
-        tick = None if job is None else job.options.get("tick")
+        tick = options_of(self.message).get("tick")
         return None if tick is None else datetime.fromisoformat(tick).astimezone(UTC)
 
     @property

@@ -6,10 +6,13 @@ from typing import NoReturn
 
 import trio
 
+from tocsin._queue.consuming.calls import CallScope
 from tocsin._queue.consuming.consumer_worker import ConsumerWorker
 from tocsin._queue.consuming.dispatcher import dispatch
-from tocsin._queue.consuming.handlers import make_options
+from tocsin._queue.consuming.handlers import HandlerOptions, make_caller
+from tocsin._queue.consuming.instrumented import instrument
 from tocsin._queue.consuming.worker_options import WorkerOptions
+from tocsin._queue.message import Message
 
 from .running import TaskRunner
 
@@ -43,14 +46,18 @@ class JobConsumer(ConsumerWorker):
         Cancellation:
             Functions are cancelled, and their jobs released.
         """
-        options = make_options(
-            runner,
-            instruments=self._parts.process.telemetry.instruments,
+        instruments = self._parts.process.telemetry.instruments
+        options = HandlerOptions(
+            call=make_caller(instrument(runner, instruments, _messages_of)),
+            name="a worker of jobs",
             concurrency=concurrency,
             worker=worker,
             once=once,
-            batches=False,
             vt=None,
             timeout=None,
         )
         await dispatch(self._state, options, task_status)
+
+
+def _messages_of(call: CallScope) -> list[Message]:
+    return call.messages

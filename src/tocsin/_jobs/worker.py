@@ -24,8 +24,8 @@ from tocsin.errors import Suspended
 from .completion import BeginTransaction
 from .definition import describe_definition
 from .executor import open_executor
+from .function_callers import FunctionCallers
 from .job_consumer import JobConsumer
-from .places import Places
 from .running import TaskRunner, find_tasks
 from .task import Task
 from .turns import Turns
@@ -55,7 +55,7 @@ class JobWorker:
         self._turns = Turns(weights)
 
     def __repr__(self) -> str:
-        return f"<tocsin.JobWorker of {', '.join(sorted(self._runner.tasks))}>"
+        return f"<tocsin.JobWorker of {self._runner.names}>"
 
     async def run(
         self,
@@ -227,12 +227,12 @@ async def open_worker(
     async with AsyncExitStack() as stack:
         if executor is None and any(t.options.runs == "process" for t in by_name.values()):
             executor = await stack.enter_async_context(open_executor())
-        places = Places(
+        callers = FunctionCallers(
             min(concurrency, MOST_THREADS) if threads is None else check_count(threads, "threads"),
             (os.cpu_count() or 1) if processes is None else check_count(processes, "processes"),
             executor,
         )
-        runner = TaskRunner(by_name, begin_transaction, places)
+        runner = TaskRunner(by_name, begin_transaction, callers)
         consumers = [
             await stack.enter_async_context(
                 registered(JobConsumer(database, process, process.bell, queue, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeAlias
@@ -54,9 +54,24 @@ TICK: Final = "$tick"
 """The task of the messages of schedules; it is no task of a program."""
 
 
+def task_of(message: Message) -> str | None:
+    """Return the task of a job; None: the message is a plain one."""
+    return message._row[TASK]
+
+
 def is_tick(message: Message) -> bool:
     """Return whether a message is the tick of a schedule."""
     return message._row[TASK] == TICK
+
+
+def options_of(message: Message) -> Mapping[str, Any]:
+    """Return what the call of a job has chosen apart from the task's options.
+
+    Raises:
+        PayloadUnreadable: Python cannot hold a value.
+    """
+    options = message._row[OPTIONS]
+    return {} if options is None else decode(options)
 
 
 def settle_arguments(messages: Iterable[Message]) -> tuple[str, str]:

@@ -35,7 +35,7 @@ class Capacity:
             share.check()
             free = share.count_available()
         else:
-            free = options.concurrency - self._run.calls
+            free = options.concurrency - len(self._run.calls)
         capacity = free * options.size
         if options.ordered:
             capacity -= len(prefetch)

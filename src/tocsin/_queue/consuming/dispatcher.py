@@ -99,7 +99,7 @@ class Situation:
             may_claim=may_claim,
             capacity=self.capacity.count(now) if may_claim else 0,
             wake_pending=run.waiter.wake_pending,
-            calling=run.calls > 0,
+            calling=bool(run.calls),
             prefetched=len(prefetch) > 0,
             prefetched_too_long=prefetch.waited_too_long(now),
             to_archive=bool(unsettled.to_archive),

@@ -15,7 +15,7 @@ from typing import Literal, cast
 import attrs
 import trio
 
-from .verdicts import AttemptFailed, FailedElsewhere, Reject, Retry, Snooze, Verdict
+from .verdicts import AttemptFailed, FailedInProcess, Reject, Retry, Snooze, Verdict
 
 MAX_CHARACTERS = 10_000
 """The most characters that are kept of an error's text, and of its traceback."""
@@ -65,7 +65,7 @@ def describe_failure(raised: BaseException) -> Failure:
     leaves = find_leaves(raised)
     error = leaves[0] if len(leaves) == 1 else raised
     verdict = cast(Verdict, error) if issubclass(type(error), Verdict) else None
-    if isinstance(verdict, FailedElsewhere):
+    if isinstance(verdict, FailedInProcess):
         outcome, delay, trace = verdict.outcome, verdict.delay, verdict.trace
         return Failure(error, outcome, delay, verdict.text, trace, printable=True)
     if isinstance(verdict, Snooze):

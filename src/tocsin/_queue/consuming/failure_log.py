@@ -8,11 +8,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import groupby
 
-from tocsin._queue.message import Message
-from tocsin.errors import PayloadUnreadable
+from tocsin._queue.message import Message, task_of
 
 from .failure import Failure
 
@@ -57,9 +55,7 @@ def log_failure(
 ) -> None:
     """Log the failure of one call of the handler of this name, and its outcome."""
     first = messages[0]
-    with suppress(PayloadUnreadable):  # the job's options, perhaps: the log must not fail
-        if first.job is not None:
-            name = first.job.task
+    name = name_handler(name, messages)
     fields: dict[str, object] = {"queue": first.queue}
     if batches:
         what = f"messages {', '.join(str(m.id) for m in messages)}"
@@ -78,6 +74,16 @@ def log_failure(
             logger.warning(
                 said, name, what, failure.text, outcome, exc_info=failure.loggable, extra=fields
             )
+
+
+def name_handler(name: str, messages: Sequence[Message]) -> str:
+    """Return how the log names the handler of these messages: for a job, by its task.
+
+    Args:
+        name: The handler's own name.
+        messages: The messages of one call; none before the first call.
+    """
+    return (task_of(messages[0]) if messages else None) or name
 
 
 def _summarize(outcomes: Sequence[float | str | None]) -> str:

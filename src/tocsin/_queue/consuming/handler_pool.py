@@ -20,10 +20,11 @@ import trio
 
 from tocsin._queue.message import Message
 
+from .calls import CallScope
 from .completer import Completer
 from .handlers import HandlerOptions
 from .lease_clock import lease_time
-from .leases import CallScope, Leases
+from .leases import Leases
 from .prefetch import PrefetchBuffer
 from .reporter import Reporter
 from .run import Run
@@ -86,7 +87,7 @@ class HandlerPool:
     @trio.lowlevel.enable_ki_protection
     async def _run_task(self) -> None:
         tasks = self._tasks
-        with step_watch.get().watching(self._options.name, self.start_task) as watched:
+        with step_watch.get().watching(self._options.name_for, self.start_task) as watched:
             while True:
                 clean = await self._call_handlers(watched)
                 self.start_task()
@@ -102,7 +103,7 @@ class HandlerPool:
         """
         run, prefetch, leases, completer = self._run, self._prefetch, self._leases, self._completer
         share = self._options.worker.share
-        call = CallScope()
+        call = CallScope(run.calls)
         context = copy_context()
         turn_began = perf_counter()
         now = lease_time()
@@ -115,8 +116,8 @@ class HandlerPool:
                         completer.unsettled.to_release += over
                         _warn_of_expired([m for m in over if not leases.is_cancelled(m)])
                     if messages := call.messages:
-                        watched.calling = True
-                        raised = await invoke(self._options, messages)
+                        watched.calling, watched.messages = True, messages
+                        raised = await invoke(self._options, call)
                         watched.calling = False
                         prefetch.calls_ended += len(messages)
                         completer.add(messages, raised)
@@ -132,7 +133,7 @@ class HandlerPool:
                     if share is not None or _has_changed(context):
                         break  # another run may have waited for the slot for longer
         finally:
-            if cancelled := call.take_cancelled(leases):
+            if cancelled := leases.take_cancelled(call):
                 completer.add(cancelled, None)
                 run.waiter.wake()
             self._tasks.working -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import Any, Final, TypeAlias, cast
 
@@ -15,7 +15,9 @@ from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import Message, is_tick
 from tocsin.telemetry.instruments import Instruments
 
+from .calls import CallScope
 from .failure import Escaped
+from .failure_log import name_handler
 from .handler_kind import is_async_handler
 from .instrumented import instrument
 from .verdicts import Snooze
@@ -32,8 +34,8 @@ TICK_AGAIN_AFTER: Final = 10.0
 class HandlerOptions:
     """The handler of a run, and the options of its calls."""
 
-    call: Callable[[list[Message]], Awaitable[object]]
-    """The function that calls the handler with messages."""
+    call: Callable[[CallScope], Awaitable[object]]
+    """The function that calls the handler with the messages of a call."""
     name: str
     """The handler's name."""
     concurrency: int
@@ -53,6 +55,10 @@ class HandlerOptions:
     ordered: bool = False
     """Whether a message waits until those ahead of it in the queue are finished."""
 
+    def name_for(self, messages: Sequence[Message]) -> str:
+        """Return how the log names the handler of these messages."""
+        return name_handler(self.name, messages)
+
 
 def make_options(
     handler: Callable[[Any], object],
@@ -65,25 +71,22 @@ def make_options(
     timeout: Duration | None,
     once: bool,
     ordered: bool = False,
-    worker: WorkerOptions | None = None,
 ) -> HandlerOptions:
     """Check a handler and its options, and return them.
 
     Ticks of schedules are left to the consumers of workers.
     """
     check_handler(handler)
-    call = make_caller(instrument(handler, instruments, batches=batches))
+    call = make_caller(instrument(handler, instruments, list if batches else _as_list))
 
-    async def call_with_batch(messages: list[Message]) -> object:
-        if worker is None:
-            _leave_ticks(messages)
+    async def call_with_batch(scope: CallScope) -> object:
+        _leave_ticks(scope.messages)
         # the handler may remove messages from its list
-        return await call(list(messages))
+        return await call(list(scope.messages))
 
-    def call_with_first(messages: list[Message]) -> Awaitable[object]:
-        if worker is None:
-            _leave_ticks(messages)
-        return call(messages[0])
+    def call_with_first(scope: CallScope) -> Awaitable[object]:
+        _leave_ticks(scope.messages)
+        return call(scope.messages[0])
 
     return HandlerOptions(
         call=call_with_batch if batches else call_with_first,
@@ -95,8 +98,11 @@ def make_options(
         timeout=None if timeout is None else to_seconds(timeout, "timeout"),
         once=once,
         ordered=ordered,
-        worker=worker or WorkerOptions(),
     )
+
+
+def _as_list(message: Message) -> list[Message]:
+    return [message]
 
 
 def _leave_ticks(messages: list[Message]) -> None:

@@ -11,18 +11,22 @@ from .handler_kind import is_async_handler
 
 
 def instrument(
-    handler: Callable[[Any], object], instruments: Instruments, *, batches: bool
+    handler: Callable[[Any], object],
+    instruments: Instruments,
+    messages_of: Callable[[Any], list[Any]],
 ) -> Callable[[Any], object]:
     """Return a handler that runs the instruments round each call of this one.
 
     They are entered and left where the handler runs: in its task, or in its thread.
     Without instruments it is the handler itself.
+
+    Args:
+        handler: A function of one argument.
+        instruments: What surrounds the calls.
+        messages_of: Returns the messages of an argument.
     """
     if not instruments:
         return handler
-
-    def messages_of(work: Any) -> list[Any]:
-        return list(work) if batches else [work]
 
     if is_async_handler(handler):
 

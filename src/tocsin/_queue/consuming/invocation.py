@@ -7,8 +7,7 @@ import logging
 import attrs
 import trio
 
-from tocsin._queue.message import Message
-
+from .calls import CallScope
 from .failure import Escaped, describe, split
 from .handlers import HandlerOptions, check_that_it_ran
 
@@ -28,20 +27,20 @@ class Raised:
     """
 
 
-async def invoke(options: HandlerOptions, messages: list[Message]) -> Raised | None:
-    """Call the handler with these messages; return None when it returned.
+async def invoke(options: HandlerOptions, call: CallScope) -> Raised | None:
+    """Call the handler with the messages of the call; return None when it returned.
 
     Cancellation:
         The handler is cancelled. An error of its own is logged then.
     """
     try:
         if options.timeout is None:
-            returned = await options.call(messages)
+            returned = await options.call(call)
         else:
             with trio.fail_after(options.timeout):
-                returned = await options.call(messages)
+                returned = await options.call(call)
         if returned is not None:
-            check_that_it_ran(returned, options.name)
+            check_that_it_ran(returned, options.name_for(call.messages))
     except Escaped as escaped:
         return Raised(escaped.error)
     except Exception as raised:
@@ -54,7 +53,7 @@ async def invoke(options: HandlerOptions, messages: list[Message]) -> Raised | N
             raise
         logger.warning(
             "%s raised while it was cancelled: %s",
-            options.name,
+            options.name_for(call.messages),
             describe(BaseExceptionGroup("its own", own)),
         )
         if len(outer) == 1:

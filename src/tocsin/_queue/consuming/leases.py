@@ -21,25 +21,9 @@ from tocsin._queue.message import Message
 from tocsin._queue.workers.health import suspicious_after
 from tocsin.errors import LeaseLost
 
+from .calls import CallScope
 from .claimed_batch import ClaimedBatch, LeaseTerms
 from .lease_clock import lease_time
-
-
-@attrs.define(eq=False)
-class CallScope:
-    """The cancel scope of calls of a handler, one after the other."""
-
-    messages: list[Message] = attrs.Factory(list)
-    """The messages that the handler is working on."""
-    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
-    lost: int | None = None
-    """Id of the message whose lease was lost last, so that the scope was cancelled."""
-
-    def take_cancelled(self, leases: Leases) -> list[Message]:
-        """Take the messages that were cancelled while the handler worked on them."""
-        cancelled = [m for m in self.messages if m in leases and leases.is_cancelled(m)]
-        self.messages = [m for m in self.messages if m not in cancelled]
-        return cancelled
 
 
 @attrs.define(eq=False)
@@ -249,6 +233,12 @@ class Leases(HeldLeases):
     def is_cancelled(self, message: Message) -> bool:
         """Return whether this message, which is held, was cancelled."""
         return message.id in self._cancelled
+
+    def take_cancelled(self, call: CallScope) -> list[Message]:
+        """Take the messages of a call that were cancelled while it was going on."""
+        cancelled = [m for m in call.messages if m in self and self.is_cancelled(m)]
+        call.messages = [m for m in call.messages if m not in cancelled]
+        return cancelled
 
     def mark_cancelled(self, message: Message) -> None:
         """Record that this message, which is held, was cancelled."""

@@ -22,11 +22,12 @@ from tocsin.telemetry.events import (
     Woken,
 )
 
+from .calls import CallScope
 from .claimed_batch import ClaimedBatch
 from .handlers import HandlerOptions
 from .invocation import Raised, invoke
 
-Invoke: TypeAlias = Callable[[HandlerOptions, list[Message]], Awaitable[Raised | None]]
+Invoke: TypeAlias = Callable[[HandlerOptions, CallScope], Awaitable[Raised | None]]
 Outcome: TypeAlias = Literal["archived", "deleted", "released", "failed"]
 
 
@@ -56,16 +57,16 @@ class Reporter:
         wanted = events.wants(HandlerBegan) or events.wants(HandlerEnded)
         return self._invoke if wanted else invoke
 
-    async def _invoke(self, options: HandlerOptions, messages: list[Message]) -> Raised | None:
+    async def _invoke(self, options: HandlerOptions, call: CallScope) -> Raised | None:
         """Call the handler, and report when the call begins and ends."""
         events = self._events
-        queue, worker_id, ids = self._queue, self._worker_id, _ids(messages)
+        queue, worker_id, ids = self._queue, self._worker_id, _ids(call.messages)
         events.emit(HandlerBegan(queue=queue, worker_id=worker_id, ids=ids))
         began = perf_counter()
         outcome: Literal["returned", "raised", "cancelled"] = "cancelled"
         error: str | None = None
         try:
-            raised = await invoke(options, messages)
+            raised = await invoke(options, call)
             if raised is None:
                 outcome = "returned"
             else:

@@ -17,13 +17,12 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from tocsin._concurrency.cancelling import cancel
 from tocsin._concurrency.grace import Grace
 from tocsin._queue.message import Message
 from tocsin._queue.process.bell import Waiter
 
+from .calls import Calls, CallScope
 from .claims import Claim
-from .leases import CallScope
 from .parts import ConsumerParts
 from .settlement import Settler
 
@@ -108,9 +107,10 @@ class Run:
     def __init__(self, parts: ConsumerParts, waiter: Waiter, nursery: trio.Nursery) -> None:
         self.waiter = waiter
         self.nursery = nursery
+        self.calls = Calls(nursery)
+        """The calls of handlers that are going on."""
         self.closing = Closing(parts.database.grace)
         self._parts = parts
-        self._calls: set[CallScope] = set()
         self._end = _End()
         self._polling = _Polling()
         self.counts = Counts(parts.settler, self._end)
@@ -130,22 +130,17 @@ class Run:
         """Whether the worker was stopped for good, and its messages released."""
         return self._polling.stopped
 
-    @property
-    def calls(self) -> int:
-        """The number of handlers' calls that are going on."""
-        return len(self._calls)
-
     @contextmanager
     def calling(self, call: CallScope) -> Iterator[None]:
         """Count this call as going on within the block.
 
         It is cancelled when the grace of an interruption is over.
         """
-        self._calls.add(call)
+        self.calls.add(call)
         try:
             yield
         finally:
-            self._calls.discard(call)
+            self.calls.discard(call)
             self._limit_closing()
             self.waiter.wake()
 
@@ -163,7 +158,8 @@ class Run:
         self._end.reason = self._end.reason or reason
         if grace is not None and trio.current_time() + grace < self._end.cancel_at:
             self._end.cancel_at = trio.current_time() + grace
-            self.nursery.start_soon(self._cancel_calls_at, self._end.cancel_at)
+            reason = "the grace period of the interruption has ended"
+            self.nursery.start_soon(self.calls.cancel_at, self._end.cancel_at, reason)
         self._limit_closing()
         self.waiter.wake()
 
@@ -172,14 +168,8 @@ class Run:
         self.waiter.ring()
 
     def _limit_closing(self) -> None:
-        if self._end.reason is not None and not self._calls:
+        if self._end.reason is not None and not self.calls:
             self.closing.limit()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _cancel_calls_at(self, time: float) -> None:
-        await trio.sleep_until(time)
-        for call in self._calls:
-            cancel(call.scope, "the grace period of the interruption has ended")
 
     # Changes from the registry
 

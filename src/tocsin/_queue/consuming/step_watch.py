@@ -18,7 +18,7 @@ tasks that call handlers are watched, not those that a handler starts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import perf_counter
 
@@ -26,6 +26,7 @@ import attrs
 import trio
 
 from tocsin._concurrency.run_local import RunLocal
+from tocsin._queue.message import Message
 
 logger = logging.getLogger("tocsin.handler")
 
@@ -37,12 +38,14 @@ LONG_STEP = 0.1
 class Watched:
     """A task that calls handlers."""
 
-    handler: str
-    """The handler's name."""
+    name_for: Callable[[Sequence[Message]], str]
+    """Returns the name of the handler of these messages."""
     on_wait: Callable[[], None]
     """The function to call when a handler waits for the first time."""
     calling: bool = False
     """Whether a call is going on that has not waited yet."""
+    messages: Sequence[Message] = ()
+    """The messages of the last call."""
 
 
 class StepWatch(trio.abc.Instrument):
@@ -67,16 +70,18 @@ class StepWatch(trio.abc.Instrument):
             # trio removes an instrument that raises an error, and a logging filter may
             # raise one.
             with suppress(Exception):
-                task.context.run(_report, watched.handler, taken)
+                task.context.run(_report, watched.name_for(watched.messages), taken)
 
     @contextmanager
-    def watching(self, handler: str, on_wait: Callable[[], None]) -> Iterator[Watched]:
+    def watching(
+        self, name_for: Callable[[Sequence[Message]], str], on_wait: Callable[[], None]
+    ) -> Iterator[Watched]:
         """Watch the current task within the block."""
         if not self._tasks:
             self._began = perf_counter()
             trio.lowlevel.add_instrument(self)
         task = trio.lowlevel.current_task()
-        watched = self._tasks[task] = Watched(handler, on_wait)
+        watched = self._tasks[task] = Watched(name_for, on_wait)
         try:
             yield watched
         finally:

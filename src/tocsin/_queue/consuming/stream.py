@@ -14,12 +14,12 @@ from tocsin._database.error_mapping import TRANSIENT, is_lock_timeout
 from tocsin._queue.message import Message
 from tocsin.errors import ConnectionLost, LeaseLost, StateTransitionError
 
+from .calls import CallScope
 from .consumer_state import ConsumerState
 from .failure import Failure, describe_failure, split
 from .failure_log import UNANSWERED, log_outcomes
 from .lease_clock import lease_time
 from .lease_keeper import check_in_transaction
-from .leases import CallScope
 from .parts import ConsumerParts
 from .run import Run
 from .running import open_run, settling_at_the_end
@@ -97,7 +97,7 @@ async def open_stream(
     """
     parts = state.parts
     async with open_run(state) as run:
-        call = CallScope()
+        call = CallScope(run.calls)
         with run.calling(call), call.scope:
             try:
                 yield Stream(parts, run, call, vt)

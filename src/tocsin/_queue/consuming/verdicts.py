@@ -63,7 +63,7 @@ class Reject(Verdict):
         return str(self.reason)
 
 
-class FailedElsewhere(Verdict):
+class FailedInProcess(Verdict):
     """Have the message of a job fail as the process has said that ran its function.
 
     Its cause has the traceback, which Python prints with it.
@@ -86,10 +86,10 @@ class FailedElsewhere(Verdict):
         self.trace = trace
         """Its traceback."""
         if trace is not None:
-            self.__cause__ = TracebackElsewhere(trace)
+            self.__cause__ = ProcessTraceback(trace)
 
 
-class TracebackElsewhere(Exception):
+class ProcessTraceback(Exception):
     """The traceback of an error in another process, as the cause of its report."""
 
     def __str__(self) -> str:

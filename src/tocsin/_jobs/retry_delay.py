@@ -1,4 +1,4 @@
-"""The judgement of a failed attempt: after how many seconds the next one is."""
+"""The delay before the next attempt of a job whose attempt has failed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .task import DEFAULT_RETRY, Task
 logger = logging.getLogger("tocsin.job")
 
 
-def judge(task: Task[..., Any], attempt: int, error: BaseException) -> float:
+def find_retry_delay(task: Task[..., Any], attempt: int, error: BaseException) -> float:
     """Return seconds until the next attempt, by the task's policy; infinity: none."""
     leaves = find_leaves(error)
     cause = leaves[0] if len(leaves) == 1 else error

@@ -1,4 +1,4 @@
-"""Where functions run: a limit for threads, and processes that end with their time."""
+"""How functions are called: a limit for threads, and processes that end in time."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import attrs
 from tocsin._database.client import Connection
 from tocsin._queue.consuming.failure import describe_failure, find_leaves
 from tocsin._queue.consuming.handlers import check_that_it_ran
-from tocsin._queue.consuming.verdicts import AttemptFailed, FailedElsewhere, Verdict
+from tocsin._queue.consuming.verdicts import AttemptFailed, FailedInProcess, Verdict
 from tocsin._queue.message import Message, Row, Source, SupportsSettling
 from tocsin._queue.payload import decode
 from tocsin.errors import ResultInvalid
@@ -25,7 +25,7 @@ from tocsin.errors import ResultInvalid
 from .completion import Completion
 from .current import CurrentJob, Running
 from .executor import Executor
-from .judging import judge
+from .retry_delay import find_retry_delay
 from .task import Task
 
 Origin: TypeAlias = tuple[str, int, int]
@@ -36,24 +36,24 @@ Answer: TypeAlias = tuple[str | None, tuple[Verdicts, float | None, str | None, 
 
 
 @attrs.frozen
-class Written:
+class WrittenResult:
     """A result that its process has written as JSON."""
 
     text: str
     """The JSON text."""
 
 
-async def run_elsewhere(
+async def run_in_process(
     executor: Executor,
     task: Task[..., Any],
     message: Message,
     arguments: str,
     seconds: float | None,
-) -> Written:
+) -> WrittenResult:
     """Run a job's function in another process, and return its result.
 
     Raises:
-        FailedElsewhere: The function has raised.
+        FailedInProcess: The function has raised.
         Exception: The process has ended.
 
     Cancellation:
@@ -65,9 +65,9 @@ async def run_elsewhere(
         _run, module, name, message._row, origin, arguments, seconds
     )
     if failure is not None:
-        raise FailedElsewhere(*failure)
+        raise FailedInProcess(*failure)
     assert result is not None
-    return Written(result)
+    return WrittenResult(result)
 
 
 def _run(
@@ -89,8 +89,9 @@ def _run(
         leaves = find_leaves(raised)
         failed: BaseException = raised
         if len(leaves) != 1 or not isinstance(leaves[0], Verdict):
-            final = task is None or isinstance(raised, ResultInvalid)
-            delay = math.inf if final or task is None else judge(task, message.read_ct, raised)
+            delay = math.inf
+            if task is not None and not isinstance(raised, ResultInvalid):
+                delay = find_retry_delay(task, message.read_ct, raised)
             failed = AttemptFailed("handler_failed", delay)
             failed.__cause__ = raised
         failure = describe_failure(failed)
