@@ -10,7 +10,8 @@ from tocsin._jobs.by_name import NamedOptions
 from tocsin._jobs.current import CurrentJob, current_job
 from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
 from tocsin._jobs.executor import Executor
-from tocsin._jobs.flow import Flow, OnFailure
+from tocsin._jobs.flow import BlockingFlow, Flow
+from tocsin._jobs.flow_graph import OnFailure
 from tocsin._jobs.flows import FlowEdge, FlowInfo, FlowJob, Flows, FlowState, FlowSummary
 from tocsin._jobs.job import Job
 from tocsin._jobs.job_info import JobInfo, JobState
@@ -110,6 +111,7 @@ __all__ = [
     "ArgumentsInvalid",
     "Attempt",
     "BatchOptions",
+    "BlockingFlow",
     "BlockingJob",
     "Call",
     "CharacterUnsupported",

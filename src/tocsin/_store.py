@@ -15,7 +15,8 @@ from tocsin._database.client import Connection, Database
 from tocsin._database.roles import Roles
 from tocsin._database.transaction_limit import TransactionLimit
 from tocsin._database.verify import SchemaDifference, verify
-from tocsin._jobs.flow import Flow, OnFailure
+from tocsin._jobs.flow import Flow
+from tocsin._jobs.flow_graph import OnFailure
 from tocsin._jobs.flows import Flows
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.schedules import Schedules
@@ -285,7 +286,7 @@ class Store:
         Args:
             connection: Submit in its transaction; see `Producer.enqueue`.
         """
-        return Flow(self._database, self._process, name, on_failure, connection)
+        return Flow(self, name, on_failure=on_failure, connection=connection)
 
     async def produce(self, queue: str, payload: object, **options: Unpack[EnqueueOptions]) -> int:
         """Enqueue one message without registering a producer, and return its id.

@@ -1,157 +1,61 @@
-"""Build a flow: a graph of jobs that is submitted as a whole."""
+"""Submit a flow, on a store or on a connection."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from graphlib import CycleError, TopologicalSorter
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, TypeVar, cast, get_args
+from typing import Self, TypeVar
 
-import attrs
+from tocsin._database.caller_connection import AnyConnection
 
-from tocsin._arguments import check_text
-from tocsin._database.caller_connection import AnyConnection, fetch_value
-from tocsin._database.client import Database
-from tocsin._queue.payload import encode
-from tocsin._queue.process.process import Process
-from tocsin.errors import FlowInvalid
-
-from .definition import Call, check_call
+from .connections import BlockingTarget
+from .flow_graph import FlowGraph, OnFailure
 from .job import Job
-from .planned import Planned
-from .submitting import Submission, build_submission, pack_all
+from .session_job import BlockingJob
+from .targets import (
+    Target,
+    find_home,
+    find_job,
+    find_job_blocking,
+    submit_flow,
+    submit_flow_blocking,
+)
 
 R = TypeVar("R")
 
-OnFailure: TypeAlias = Literal["cancel", "run", "hold"]
-"""What becomes of a job when a job before it does not succeed.
 
-``cancel`` cancels it, and so its children by their own rules. ``run`` lets it run.
-``hold`` keeps it held until the other job is requeued and succeeds.
-"""
+class Flow(FlowGraph):
+    """A graph of jobs that are submitted together, at the end of its block.
 
-_SUBMIT = "select tocsin.submit_flow(%s, %s::jsonb)"
-
-
-@attrs.frozen
-class _Parent:
-    """A job before another one, by name."""
-
-    name: str
-    argument: tuple[str, ...]
-    on_failure: OnFailure
-
-
-@attrs.frozen
-class _Node:
-    """A job of the flow."""
-
-    planned: Planned
-    submission: Submission
-    parents: tuple[_Parent, ...]
-
-
-class Flow:
-    """A graph of jobs, submitted at the end of its block; made by `Store.flow`."""
+    A block that raises submits nothing. `Store.flow` makes a flow of a store.
+    """
 
     def __init__(
         self,
-        database: Database,
-        process: Process,
+        target: Target,
         name: str,
-        on_failure: OnFailure,
-        connection: AnyConnection | None,
-    ) -> None:
-        self.name: str = check_text(name, "name")
-        """Name of the flow, for people; several flows may have it."""
-        self._database = database
-        self._process = process
-        self._on_failure = _check_rule(on_failure)
-        self._connection = connection
-        self._nodes: dict[str, _Node] = {}
-        self._ids: dict[str, int] = {}
-        self._id: int | None = None
-
-    def __repr__(self) -> str:
-        return f"<tocsin.Flow {self.name!r} of {len(self._nodes)} jobs>"
-
-    @property
-    def id(self) -> int:
-        """Id of the flow.
-
-        Raises:
-            RuntimeError: The flow is not submitted yet.
-        """
-        if self._id is None:
-            raise RuntimeError("the flow is submitted at the end of its block")
-        return self._id
-
-    def add(
-        self,
-        call: Call[R],
         *,
-        name: str | None = None,
-        after: Iterable[object] = (),
-        on_failure: OnFailure | None = None,
-    ) -> R:
-        """Add a job, and return a placeholder for its result.
-
-        The return value is a `Planned` job. As an argument of a later call, or as an
-        item of a list there, it becomes the result of the job. So it has the type of
-        the result for a type checker.
+        on_failure: OnFailure = "cancel",
+        connection: AnyConnection | None = None,
+        schema: str = "tocsin",
+    ) -> None:
+        """Begin a flow.
 
         Args:
-            call: What `Task.call` returned; without the options ``key`` and
-                ``schema``.
-            name: Name of the job in the flow; without, it is made of the task's.
-            after: Jobs that come before it and whose results it does not take: what
-                `add` returned, or names, also of jobs that are added later.
-            on_failure: What becomes of this job when a job before it does not succeed;
-                without, as the flow says.
+            target: A store, or an async connection in whose transaction the flow is
+                submitted, as for `Task.submit`.
+            name: Name of the flow, for people; several flows may have it.
+            on_failure: What becomes of a job when a job before it does not succeed.
+            connection: With a store as target, submit in the transaction of this
+                connection; see `Producer.enqueue`.
+            schema: Where Tocsin is installed, for a connection as target.
 
         Raises:
-            FlowInvalid: The name is in use, or the job would run without an argument.
-            ValueError: An argument is out of its range.
-            TypeError: It is no call, or has an option that a flow cannot give.
+            ValueError: The rule does not exist.
         """
-        check_call(call)
-        if refused := call.options.keys() & {"key", "schema"}:
-            raise TypeError(f"a job of a flow has no option {', '.join(sorted(refused))}")
-        rule = self._on_failure if on_failure is None else _check_rule(on_failure)
-        task = call.definition.name
-        planned = Planned(self._choose_name(task) if name is None else name, task)
-        if check_text(planned.name, "name") in self._nodes:
-            raise FlowInvalid(f"two jobs of flow {self.name!r} have the name {planned.name!r}")
-        parents = [_Parent(self._name_of(parent), (), rule) for parent in after]
-        for link in call.links:
-            parent = self._nodes[self._name_of(link.parent)].submission.call.definition
-            if call.definition.packing is not None or parent.packing is not None:
-                raise FlowInvalid(
-                    f"job {planned.name!r} cannot take the result of {link.parent.name!r}: the"
-                    " database cannot move a value that a packing has encoded; use after="
-                )
-            if rule == "run" and not link.takes_none:
-                raise FlowInvalid(
-                    f"job {planned.name!r} is to run also without the result of"
-                    f" {link.parent.name!r}, so argument {link.path[0]!r} must accept None"
-                )
-            parents.append(_Parent(self._name_of(link.parent), link.path, rule))
-        node = _Node(planned, build_submission(call, in_flow=True), tuple(parents))
-        self._nodes[planned.name] = node
-        return cast(R, planned)
-
-    def job(self, planned: R) -> Job[R]:
-        """Return the job of what `add` returned, once the flow is submitted.
-
-        Raises:
-            RuntimeError: The flow is not submitted yet.
-            FlowInvalid: The job is of another flow.
-        """
-        name = self._name_of(planned)
-        if name not in self._ids:
-            raise RuntimeError("the flow is submitted at the end of its block")
-        definition = self._nodes[name].submission.call.definition
-        return Job(self._database, self._process, self._ids[name], definition)
+        super().__init__(name, on_failure)
+        self._target = target
+        self._connection = connection
+        self._schema = schema
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,90 +67,70 @@ class Flow:
         traceback: TracebackType | None,
     ) -> None:
         if error is None:
-            await self._submit()
+            home = find_home(self._target)
+            ids = await submit_flow(
+                self._target, self._calls(), self._write, self._connection, self._schema
+            )
+            self._note_submitted(ids)
+            self._target = home
 
-    async def _submit(self) -> None:
-        names = self._sort()
-        calls = await pack_all([self._nodes[name].submission.call for name in names])
-        index = {name: n for n, name in enumerate(names)}
-        jobs = ",".join(
-            _write(attrs.evolve(node, submission=build_submission(call, in_flow=True)), index)
-            for node, call in zip((self._nodes[name] for name in names), calls, strict=True)
-        )
-        if self._connection is None:
-            (ids,) = await self._database.fetch_one(_SUBMIT, [self.name, f"[{jobs}]"])
-        else:
-            await self._database.contract.check()
-            schema = self._database.schema
-            ids = await fetch_value(self._connection, schema, _SUBMIT, [self.name, f"[{jobs}]"])
-        self._id, *job_ids = ids
-        self._ids = dict(zip(names, job_ids, strict=True))
-
-    def _sort(self) -> list[str]:
-        """Return the names of the jobs, parents before children.
+    def job(self, planned: R) -> Job[R]:
+        """Return the job of what `add` returned, once the flow is submitted.
 
         Raises:
-            FlowInvalid: Jobs wait for each other, or for one that is not in the flow.
+            RuntimeError: The flow is not submitted yet.
+            FlowInvalid: The job is of another flow.
         """
-        graph = {n.planned.name: [p.name for p in n.parents] for n in self._nodes.values()}
-        if unknown := sorted({p for parents in graph.values() for p in parents} - graph.keys()):
-            raise FlowInvalid(
-                f"jobs of flow {self.name!r} wait for jobs that are not in it:"
-                f" {', '.join(unknown)}",
-                unknown=unknown,
-            )
-        try:
-            return list(TopologicalSorter(graph).static_order())
-        except CycleError as error:
-            cycle = error.args[1]
-            raise FlowInvalid(
-                f"jobs of flow {self.name!r} wait for each other: {' → '.join(cycle)}",
-                cycle=cycle,
-            ) from None
-
-    def _choose_name(self, task: str) -> str:
-        base = task.rpartition(".")[2]
-        name, n = base, 1
-        while name in self._nodes:
-            n += 1
-            name = f"{base}-{n}"
-        return name
-
-    def _name_of(self, planned: object) -> str:
-        """Return the name of a job, which may be that of one that is added later."""
-        if isinstance(planned, str):
-            return planned
-        if not isinstance(planned, Planned):
-            raise TypeError(f"a job of a flow is what Flow.add returned, not {planned!r}")
-        node = self._nodes.get(planned.name)
-        if node is None or node.planned is not planned:
-            raise FlowInvalid(
-                f"job {planned.name!r} of task {planned.task} is not in flow {self.name!r}",
-                unknown=[planned.name],
-            )
-        return planned.name
+        job_id, definition = self._find(planned)
+        return find_job(self._target, definition, job_id, self._schema)
 
 
-def _check_rule(rule: object) -> OnFailure:
-    if rule not in get_args(OnFailure):
-        raise ValueError(
-            f"on_failure must be one of {', '.join(get_args(OnFailure))}, not {rule!r}"
-        )
-    return cast(OnFailure, rule)
+class BlockingFlow(FlowGraph):
+    """A `Flow` on a blocking connection, without trio; its block is a plain one."""
 
+    def __init__(
+        self,
+        target: BlockingTarget,
+        name: str,
+        *,
+        on_failure: OnFailure = "cancel",
+        schema: str = "tocsin",
+    ) -> None:
+        """Begin a flow.
 
-def _write(node: _Node, index: dict[str, int]) -> str:
-    """Return a job as ``tocsin.submit_flow`` takes it."""
-    more: dict[str, Any] = {
-        "name": node.planned.name,
-        "queue": node.submission.queue,
-        "parents": [
-            {
-                "job": index[parent.name],
-                "on_failure": parent.on_failure,
-                "argument": parent.argument,
-            }
-            for parent in node.parents
-        ],
-    }
-    return f"{node.submission.request.to_json()[:-1]},{encode(more)[1:]}"
+        Args:
+            target: A `psycopg.Connection`, or an object with one, in whose transaction
+                the flow is submitted, as for `Task.submit_blocking`.
+            name: Name of the flow, for people; several flows may have it.
+            on_failure: What becomes of a job when a job before it does not succeed.
+            schema: Where Tocsin is installed.
+
+        Raises:
+            ValueError: The rule does not exist.
+        """
+        super().__init__(name, on_failure)
+        self._target = target
+        self._schema = schema
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            ids = submit_flow_blocking(self._target, self._calls(), self._write, self._schema)
+            self._note_submitted(ids)
+
+    def job(self, planned: R) -> BlockingJob[R]:
+        """Return the job of what `add` returned, once the flow is submitted.
+
+        Raises:
+            RuntimeError: The flow is not submitted yet.
+            FlowInvalid: The job is of another flow.
+        """
+        job_id, definition = self._find(planned)
+        return find_job_blocking(self._target, definition, job_id, self._schema)

@@ -11,7 +11,7 @@ from tocsin._arguments import check_count, check_id
 from tocsin._database.client import Database
 from tocsin.errors import FlowNotFound
 
-from .flow import OnFailure
+from .flow_graph import OnFailure
 from .job_info import JobState
 
 FlowState: TypeAlias = Literal["running", "succeeded", "failed", "cancelled"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeAlias, TypeVar, Unpack
 
 from tocsin._database.caller_connection import AnyConnection
 from tocsin._database.client import Database
@@ -13,7 +13,7 @@ from tocsin._durations import Duration
 from tocsin._queue.payload import encode
 from tocsin._queue.process.process import Process
 from tocsin._queue.producing.batcher import EnqueueBatcher
-from tocsin._queue.producing.enqueue_request import EnqueueRequest
+from tocsin._queue.producing.enqueue_request import BatchStatements, EnqueueRequest
 from tocsin._queue.producing.sending import QueueSender
 from tocsin.telemetry.events import Enqueued
 from tocsin.telemetry.instruments import EnqueueCall, Telemetry
@@ -25,9 +25,19 @@ from .definition import Call, Definition
 from .job import Job, look_up, wait_finished
 from .job_info import JobInfo
 from .listing import JobLists
-from .submitting import SubmissionBatch, build_submission, check_calls, pack_all, queue_of
+from .submitting import (
+    Submission,
+    SubmissionBatch,
+    build_submission,
+    check_calls,
+    pack_all,
+    queue_of,
+)
 
 R = TypeVar("R")
+
+WriteFlow: TypeAlias = Callable[[Sequence[Submission]], BatchStatements]
+"""Returns what submits the jobs of a flow."""
 
 
 class _JobSender(QueueSender):
@@ -38,7 +48,7 @@ class _JobSender(QueueSender):
         return await self._send_request(request, connection)
 
     async def send_many(
-        self, batch: SubmissionBatch, connection: AnyConnection | None
+        self, batch: BatchStatements, connection: AnyConnection | None
     ) -> list[int]:
         """Enqueue the messages of jobs, to any queues, and return their ids."""
         return await self._send(batch, connection)
@@ -113,6 +123,45 @@ class Jobs(JobLists):
             The jobs are submitted or not.
         """
         calls = list(calls)
+        ids = await self._submit_all(calls, SubmissionBatch, connection)
+        return [
+            self.handle(call.definition, job_id) for call, job_id in zip(calls, ids, strict=True)
+        ]
+
+    async def submit_flow(
+        self,
+        calls: Sequence[Call[Any]],
+        write: WriteFlow,
+        *,
+        connection: AnyConnection | None = None,
+    ) -> list[int]:
+        """Submit the jobs of a flow, and return its id and theirs; see `Flow`.
+
+        Args:
+            calls: The calls of the jobs, parents before children.
+            write: Returns what submits them, with their order.
+            connection: Submit in the transaction of this connection.
+
+        Raises:
+            TocsinError: What `submit` raises.
+
+        Cancellation:
+            The flow is submitted or not.
+        """
+        return await self._submit_all(calls, write, connection, in_flow=True)
+
+    async def _submit_all(
+        self,
+        calls: Sequence[Call[Any]],
+        write: Callable[[list[Submission]], BatchStatements],
+        connection: AnyConnection | None,
+        *,
+        in_flow: bool = False,
+    ) -> list[int]:
+        """Submit calls, all or none, and return the ids that the statements give.
+
+        The ids of the jobs are the last ones.
+        """
         check_calls(calls)
         calls = await pack_all(calls)
         queues = dict[str, list[Call[Any]]]()
@@ -122,18 +171,20 @@ class Jobs(JobLists):
             enqueueings = {
                 queue: self._instrument(stack, queue, theirs) for queue, theirs in queues.items()
             }
-            submissions = [build_submission(c, enqueueings[queue_of(c)].headers) for c in calls]
-            ids = await self._sender("").send_many(SubmissionBatch(submissions), connection)
+            submissions = [
+                build_submission(c, enqueueings[queue_of(c)].headers, in_flow=in_flow)
+                for c in calls
+            ]
+            ids = await self._sender("").send_many(write(submissions), connection)
+            job_ids = ids[len(ids) - len(submissions) :]
             for queue, enqueueing in enqueueings.items():
                 enqueueing.ids = [
                     job_id
-                    for submission, job_id in zip(submissions, ids, strict=True)
+                    for submission, job_id in zip(submissions, job_ids, strict=True)
                     if submission.queue == queue
                 ]
                 self._sender(queue).note_enqueued(list(enqueueing.ids), connection)
-        return [
-            self.handle(call.definition, job_id) for call, job_id in zip(calls, ids, strict=True)
-        ]
+        return ids
 
     async def submit_by_name(
         self, task: str, arguments: object = (), **options: Unpack[NamedOptions]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from tocsin._database.caller_connection import Blocking
+from tocsin._database.caller_connection import AnyConnection, Blocking
 from tocsin._database.client import Connection
 from tocsin._database.schema import Schema
 from tocsin._queue.producing import transactional
@@ -19,9 +19,9 @@ from tocsin.driver import TrioConnection
 from .connections import AsyncTarget, BlockingTarget, unwrap_async, unwrap_blocking
 from .definition import Call, Definition
 from .job import Job
-from .jobs import Jobs
+from .jobs import Jobs, WriteFlow
 from .session_job import AsyncRows, BlockingJob, SessionJob
-from .submitting import SubmissionBatch, build_submission, pack, pack_all
+from .submitting import Submission, SubmissionBatch, build_submission, pack, pack_all
 
 R = TypeVar("R")
 
@@ -87,11 +87,51 @@ def submit_many_blocking(target: BlockingTarget, calls: Sequence[Call[R]]) -> li
     ]
 
 
+async def submit_flow(
+    target: Target,
+    calls: Sequence[Call[Any]],
+    write: WriteFlow,
+    connection: AnyConnection | None,
+    schema: str,
+) -> list[int]:
+    """Submit a flow; return its id, and then those of its jobs. See `Flow`."""
+    if (found := _find_jobs(target)) is not None:
+        jobs, lent = found
+        return await jobs.submit_flow(calls, write, connection=connection or lent)
+    if connection is not None:
+        raise TypeError("give a connection as target, or a store and connection=")
+    calls = await pack_all(calls)
+    return await transactional.send_batch_async(
+        await unwrap_async(target), Schema(schema), write(_submissions(calls, in_flow=True))
+    )
+
+
+def submit_flow_blocking(
+    target: BlockingTarget, calls: Sequence[Call[Any]], write: WriteFlow, schema: str
+) -> list[int]:
+    """Submit a flow; return its id, and then those of its jobs. See `BlockingFlow`."""
+    submissions = _submissions([pack(call) for call in calls], in_flow=True)
+    return transactional.send_batch(unwrap_blocking(target), Schema(schema), write(submissions))
+
+
 def find_job(target: Target, definition: Definition[R], job_id: int, schema: str) -> Job[R]:
     """Return a job by its id; see `Task.job`."""
     if (found := _find_jobs(target)) is not None:
         return found[0].handle(definition, job_id)
     return SessionJob(_rows(target, Schema(schema)), job_id, definition)
+
+
+def find_job_blocking(
+    target: BlockingTarget, definition: Definition[R], job_id: int, schema: str
+) -> BlockingJob[R]:
+    """Return a job by its id; see `Task.job_blocking`."""
+    return BlockingJob(target, Schema(schema), job_id, definition)
+
+
+def find_home(target: Target) -> Target:
+    """Return the store that a connection leads to, as long as it is lent."""
+    store: Target | None = getattr(target, "checked_out_by", None)
+    return target if _find_jobs(target) is None or store is None else store
 
 
 def _find_jobs(target: Target) -> tuple[Jobs, Connection | None] | None:
@@ -111,7 +151,11 @@ def _rows(target: Any, schema: Schema) -> AsyncRows:
 
 
 def _batch(calls: Sequence[Call[Any]]) -> SubmissionBatch:
-    return SubmissionBatch([build_submission(call) for call in calls])
+    return SubmissionBatch(_submissions(calls))
+
+
+def _submissions(calls: Sequence[Call[Any]], *, in_flow: bool = False) -> list[Submission]:
+    return [build_submission(call, in_flow=in_flow) for call in calls]
 
 
 def _schema_of(calls: Sequence[Call[Any]]) -> Schema:

@@ -21,7 +21,6 @@ from typing import (
 import attrs
 
 from tocsin._arguments import check_count, check_priority, check_text
-from tocsin._database.schema import Schema
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import TICK
 from tocsin.errors import ArgumentsInvalid
@@ -38,6 +37,7 @@ from .submitting import check_options
 from .targets import (
     Target,
     find_job,
+    find_job_blocking,
     submit,
     submit_blocking,
     submit_many,
@@ -180,7 +180,7 @@ class Task(Generic[P, R]):
             job_id: Id of the job.
             schema: Where Tocsin is installed.
         """
-        return BlockingJob(target, Schema(schema), job_id, self.definition)
+        return find_job_blocking(target, self.definition, job_id, schema)
 
     def _check_calls(self, calls: Iterable[Call[R]]) -> list[Call[R]]:
         calls = list(calls)
