@@ -104,8 +104,8 @@ async def show(store: Store, screen: Screen, name: str) -> None:
     default="once",
     show_default=True,
     help=(
-        "After missed ticks, submit no job (skip), one job (once), or a job for each of so many"
-        " ticks, the latest ones (a number)."
+        "What missed ticks become: no job (skip), one job (once), or a job for each of this number"
+        " of ticks, the latest ones."
     ),
 )
 @click.option(
