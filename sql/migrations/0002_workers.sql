@@ -45,6 +45,7 @@ create table tocsin.workers (
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null,
     shutdown_at  timestamptz,
+    tasks        text[],
     unique (queue_id, kind, name)
 );
 comment on column tocsin.workers.status_before_death is
@@ -57,6 +58,8 @@ comment on column tocsin.workers.registration is
 comment on column tocsin.workers.role is 'The role that registered the worker and may act for it.';
 comment on column tocsin.workers.grace is
     'How long the handlers of an interrupted worker may still run; null: until they end.';
+comment on column tocsin.workers.tasks is
+    'The tasks whose jobs a consumer runs; null: it handles every message of its queue.';
 create index workers_process on tocsin.workers (process_id) where process_id is not null;
 
 -- The table is unlogged, so crash recovery and the promotion of a standby empty it. Its

@@ -1,4 +1,4 @@
--- migrations bd688169e45674fa558c9a8dc723718ed950bd78b333133b35b6ddf0ba4a37eb
+-- migrations 353dff43bcccffa4acf5c999850140ab5f228e2fdc71df4d48129e844a5d8de7
 
 
 
@@ -812,6 +812,7 @@ CREATE TABLE tocsin.workers (
     started_at timestamp with time zone NOT NULL,
     heartbeat_at timestamp with time zone NOT NULL,
     shutdown_at timestamp with time zone,
+    tasks text[],
     CONSTRAINT workers_ended_check CHECK ((ended = ANY (ARRAY['left'::text, 'stopped'::text, 'shut_down'::text, 'died'::text]))),
     CONSTRAINT workers_kind_check CHECK ((kind = ANY (ARRAY['producer'::text, 'consumer'::text]))),
     CONSTRAINT workers_name_check CHECK ((name <> ''::text)),
@@ -837,6 +838,10 @@ COMMENT ON COLUMN tocsin.workers.registration IS 'Token of the current registrat
 
 
 COMMENT ON COLUMN tocsin.workers.role IS 'The role that registered the worker and may act for it.';
+
+
+
+COMMENT ON COLUMN tocsin.workers.tasks IS 'The tasks whose jobs a consumer runs; null: it handles every message of its queue.';
 
 
 
@@ -4636,6 +4641,47 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._unserved_tasks(queue_id integer, t timestamp with time zone, max_age interval) RETURNS TABLE(task text, n bigint, since timestamp with time zone)
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $_$
+#variable_conflict use_column
+begin
+    return query
+        with front as (
+            (select m.task, m.enqueued_at, m.due, m.dequeued_at from "tocsin".messages m
+             where m.queue_id = _unserved_tasks.queue_id and m.state = 'ready'
+             order by m.priority, m.due, m.id limit 1000)
+            union all
+            (select m.task, m.enqueued_at, m.due, m.dequeued_at from "tocsin".messages m
+             where m.queue_id = _unserved_tasks.queue_id and m.state = 'delayed'
+                 and m.vt <= t + interval '10 s'
+             order by m.vt limit 1000)
+        ), waiting as (
+            -- a worker that leaves a job changes when the job is due
+            select f.task, case when f.dequeued_at is null then f.due else f.enqueued_at end as since
+            from front f where f.task is distinct from '$tick'
+        ), tasks as (
+            select w.task, count(*) as n, min(w.since) as since
+            from waiting w where w.since < t - max_age group by w.task
+        )
+        select k.task, k.n, k.since
+        from tasks k
+        where not exists (
+            select from "tocsin".workers w left join "tocsin".processes p on p.id = w.process_id
+            where w.queue_id = _unserved_tasks.queue_id and w.kind = 'consumer'
+                and w.status in ('ready', 'polling', 'stopped')
+                and greatest(w.heartbeat_at, p.heartbeat_at, w.shutdown_at) >= t - max_age
+                and (w.tasks is null or k.task = any (w.tasks)))
+        order by k.task;
+end
+$_$;
+
+
+
 CREATE FUNCTION tocsin._update_limits(declared tocsin.limits[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -6721,7 +6767,7 @@ CREATE FUNCTION tocsin.queue_channel(queue text) RETURNS text
 
 
 
-CREATE FUNCTION tocsin.queue_health(queue text DEFAULT NULL::text, max_age interval DEFAULT '00:00:30'::interval, max_running interval DEFAULT NULL::interval) RETURNS TABLE(name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[], ready bigint, oldest_ready_age double precision, paused_for double precision, running_worker_id bigint, running_message_id bigint, running_for double precision)
+CREATE FUNCTION tocsin.queue_health(queue text DEFAULT NULL::text, max_age interval DEFAULT '00:00:30'::interval, max_running interval DEFAULT NULL::interval) RETURNS TABLE(name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[], suspended_workers bigint[], ready bigint, oldest_ready_age double precision, paused_for double precision, running_worker_id bigint, running_message_id bigint, running_for double precision, unserved_tasks text[])
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -6730,6 +6776,7 @@ declare
     t timestamptz := "tocsin"._clock();
     q "tocsin".queues;
     exact boolean;
+    only_tasks boolean;
     since timestamptz;
     suspended text;
     mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
@@ -6748,6 +6795,9 @@ begin
         name := q.name;
         select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
                                 and beat.age <= max_age),
+               coalesce(bool_and(w.tasks is not null)
+                   filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
+                           and beat.age <= max_age), false),
                coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
                coalesce(array_agg(format('worker %s ("%s") is %s but has sent no heartbeat '
                                          'for %s s', w.id, w.name, w.status,
@@ -6757,7 +6807,7 @@ begin
                coalesce(array_agg(w.id order by w.id) filter (where on_hold), '{}'),
                string_agg(format('%s ("%s")', w.id, w.name), ', '
                           order by w.id) filter (where on_hold)
-        into consumers, unhealthy_workers, problems, suspended_workers, suspended
+        into consumers, only_tasks, unhealthy_workers, problems, suspended_workers, suspended
         from "tocsin".workers w
         left join "tocsin".processes p on p.id = w.process_id
         cross join lateral (select t - greatest(w.heartbeat_at, p.heartbeat_at)) beat (age)
@@ -6778,6 +6828,18 @@ begin
                                    else 'about ' end, ready, round(oldest_ready_age),
                                        '; suspended: ' || suspended)
                         || problems;
+        end if;
+        unserved_tasks := '{}';
+        if only_tasks and q.paused_at is null then
+            select coalesce(array_agg(u.task) filter (where u.task is not null), '{}'),
+                problems || coalesce(array_agg(
+                    case when u.task is null
+                        then 'plain messages wait and no consumer handles them'
+                        else format('jobs wait and no worker runs task "%s"', u.task) end
+                    || format(': %s, the oldest for %s s', u.n,
+                              round(extract(epoch from t - u.since)))), '{}')
+            into unserved_tasks, problems
+            from "tocsin"._unserved_tasks(q.id, t, max_age) u;
         end if;
         -- For each worker, the message that it has held for longest under a lease that
         -- has not expired.
@@ -7002,7 +7064,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean DEFAULT false) RETURNS tocsin.workers
+CREATE FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean DEFAULT false, tasks text[] DEFAULT NULL::text[]) RETURNS tocsin.workers
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -7029,13 +7091,13 @@ begin
     for attempt in 1..2 loop
         insert into "tocsin".workers as x
             (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version,
-             started_at, heartbeat_at)
+             started_at, heartbeat_at, tasks)
         values (q.id, register_worker.kind,
                 coalesce(register_worker.name,
                          format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
                 'ready', nextval('"tocsin".registrations'), "tocsin"._caller(),
                 register_worker.process_id, register_worker.hostname,
-                register_worker.pid, register_worker.version, t, t)
+                register_worker.pid, register_worker.version, t, t, register_worker.tasks)
         on conflict (queue_id, kind, name) do update
             set status = case when again and x.status_before_death in ('suspended', 'interrupted')
                 then x.status_before_death else 'ready' end,
@@ -7043,7 +7105,7 @@ begin
                 registration = excluded.registration, role = excluded.role,
                 process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
                 version = excluded.version,
-                started_at = t, heartbeat_at = t, shutdown_at = null
+                started_at = t, heartbeat_at = t, shutdown_at = null, tasks = excluded.tasks
             where x.status = 'stopped'
         returning x.* into w;
         if found then
@@ -8718,7 +8780,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:34:22.966936+00', '2026-11-29 20:34:22.97598+00', '2026-11-29 20:34:22.981836+00', '2026-11-30 20:34:22.981836+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:36:04.720662+00', '2026-11-29 20:36:04.728518+00', '2026-11-29 20:36:04.732403+00', '2026-11-30 20:36:04.732403+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8731,21 +8793,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:3
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:34:23.023685+00', '2026-11-29 20:34:23.036913+00', '2026-11-29 20:34:23.040203+00', '2985-03-06 20:34:23.040203+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:36:04.754421+00', '2026-11-29 20:36:04.766436+00', '2026-11-29 20:36:04.767472+00', '2985-03-06 20:36:04.767472+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:34:22.981836+00', '2026-11-29 20:34:22.981836+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:34:23.040203+00', '2026-11-29 20:34:23.040203+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:36:04.732403+00', '2026-11-29 20:36:04.732403+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:36:04.767472+00', '2026-11-29 20:36:04.767472+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:34:22.89129+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:34:22.891312+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:34:22.891316+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:36:04.670002+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:36:04.670018+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:36:04.670022+00');
 
 
 
@@ -8758,11 +8820,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'ce7b97ddc77db4a9e9b97da6443c07e942604e5824fe9b07d42a263a28722fa2');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '7991650fc29aac7586c341f7e8eff45739cc3533cfbc53d96553971dd75a8d3a');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:34:23.059394+00', '2026-11-29 20:34:23.063981+00', '2026-11-29 20:34:23.083333+00', 1795984463063981, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:34:23.071627+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:34:23.063981+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:36:04.778622+00', '2026-11-29 20:36:04.779852+00', '2026-11-29 20:36:04.787101+00', 1795984564779852, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:36:04.781352+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:36:04.779852+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8784,43 +8846,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:34:23.059394+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:35:21.972579+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:37:03.68028+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:34:23.032836+00', '2026-11-29 20:34:25.036913+00', '2026-11-29 20:34:23.032836+00', '2026-11-29 20:34:23.036913+00', NULL, 1795984463036913, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:34:23.892792+00', '2026-11-29 20:34:23.892792+00', '2026-11-29 20:34:23.049172+00', '2026-11-29 20:34:23.058127+00', NULL, 1795984463058127, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:34:23.071627+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:34:23.058127+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', '2026-11-29 20:34:23.096347+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:34:23.102489+00', '2026-11-29 20:34:23.102489+00', '2026-11-29 20:34:23.102489+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:34:24.104881+00', '2026-11-29 20:34:24.104881+00', '2026-11-29 20:34:23.104881+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:34:24.106794+00', '2026-11-29 20:34:24.106794+00', '2026-11-29 20:34:23.106794+00', NULL, '2026-11-29 20:34:23.606794+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:34:23.110231+00', '2985-03-06 20:34:23.110231+00', '2026-11-29 20:34:23.110231+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:34:23.119033+00', '2026-11-29 20:34:23.119033+00', '2026-11-29 20:34:23.119033+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:36:04.763723+00', '2026-11-29 20:36:06.766436+00', '2026-11-29 20:36:04.763723+00', '2026-11-29 20:36:04.766436+00', NULL, 1795984564766436, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:36:05.629293+00', '2026-11-29 20:36:05.629293+00', '2026-11-29 20:36:04.775773+00', '2026-11-29 20:36:04.777917+00', NULL, 1795984564777917, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:36:04.781352+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:36:04.777917+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', '2026-11-29 20:36:04.797068+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:36:04.803817+00', '2026-11-29 20:36:04.803817+00', '2026-11-29 20:36:04.803817+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:36:05.804748+00', '2026-11-29 20:36:05.804748+00', '2026-11-29 20:36:04.804748+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:36:05.80766+00', '2026-11-29 20:36:05.80766+00', '2026-11-29 20:36:04.80766+00', NULL, '2026-11-29 20:36:05.30766+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:36:04.811661+00', '2985-03-06 20:36:04.811661+00', '2026-11-29 20:36:04.811661+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:36:04.812236+00', '2026-11-29 20:36:04.812236+00', '2026-11-29 20:36:04.812236+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:34:21.972579+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:34:21.972579+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:34:21.972579+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:34:21.972579+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:34:21.972579+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:36:03.68028+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:36:03.68028+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:36:03.68028+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:36:03.68028+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:36:03.68028+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 1896, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:34:22.91249+00', '2026-11-29 20:34:22.961431+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 5758, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:36:04.682073+00', '2026-11-29 20:36:04.714058+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:34:22.6464+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:34:22.652876+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:34:23.121004+00', '2026-11-29 20:34:22.664847+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:36:04.526092+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:36:04.530504+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:36:04.813224+00', '2026-11-29 20:36:04.532035+00', 'tocsin.paused');
 
 
 
@@ -8839,13 +8901,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:34:22.911461+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:36:04.681232+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 1896, '0.1.0', '2026-11-29 20:34:22.919697+00', '2026-11-29 20:34:22.919697+00', '2026-11-29 20:34:22.996768+00');
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 1896, '0.1.0', '2026-11-29 20:34:23.003536+00', '2026-11-29 20:34:23.003536+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 1896, '0.1.0', '2026-11-29 20:34:23.017125+00', '2026-11-29 20:34:23.017125+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 5758, '0.1.0', '2026-11-29 20:36:04.688607+00', '2026-11-29 20:36:04.688607+00', '2026-11-29 20:36:04.740272+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 5758, '0.1.0', '2026-11-29 20:36:04.744403+00', '2026-11-29 20:36:04.744403+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 5758, '0.1.0', '2026-11-29 20:36:04.752461+00', '2026-11-29 20:36:04.752461+00', NULL, NULL);
 
 
 
@@ -9951,6 +10013,10 @@ REVOKE ALL ON FUNCTION tocsin._try_ring(q tocsin.queues) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin._unserved_tasks(queue_id integer, t timestamp with time zone, max_age interval) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin._update_limits(declared tocsin.limits[]) FROM PUBLIC;
 
 
@@ -10243,7 +10309,7 @@ REVOKE ALL ON FUNCTION tocsin.register_tasks(tasks jsonb) FROM PUBLIC;
 
 
 
-REVOKE ALL ON FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.register_worker(queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text, again boolean, tasks text[]) FROM PUBLIC;
 
 
 

@@ -102,6 +102,9 @@ $$;
 -- A suspended worker is no problem either. The report names it, because it may be the
 -- cause of one.
 --
+-- A task whose jobs wait while no worker runs it is a problem; see unserved.sql. It is
+-- looked for if each active consumer is a worker with tasks.
+--
 -- A worker that has held one message for longer than `max_running` is a problem: its
 -- handler may hang. Null means ten times the queue's visibility timeout, but at least
 -- five minutes and at most an hour.
@@ -112,7 +115,8 @@ returns table (
     name text, healthy boolean, problems text[], consumers bigint, unhealthy_workers bigint[],
     suspended_workers bigint[],
     ready bigint, oldest_ready_age float8, paused_for float8,
-    running_worker_id bigint, running_message_id bigint, running_for float8
+    running_worker_id bigint, running_message_id bigint, running_for float8,
+    unserved_tasks text[]
 )
 language plpgsql stable
 as $$
@@ -121,6 +125,7 @@ declare
     t timestamptz := tocsin._clock();
     q tocsin.queues;
     exact boolean;
+    only_tasks boolean;
     since timestamptz;
     suspended text;
     mute text := case when current_setting('session_replication_role') = 'replica' or not exists (
@@ -139,6 +144,9 @@ begin
         name := q.name;
         select count(*) filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
                                 and beat.age <= max_age),
+               coalesce(bool_and(w.tasks is not null)
+                   filter (where w.kind = 'consumer' and w.status in ('ready', 'polling')
+                           and beat.age <= max_age), false),
                coalesce(array_agg(w.id order by w.id) filter (where beat.age > max_age), '{}'),
                coalesce(array_agg(format('worker %s ("%s") is %s but has sent no heartbeat '
                                          'for %s s', w.id, w.name, w.status,
@@ -148,7 +156,7 @@ begin
                coalesce(array_agg(w.id order by w.id) filter (where on_hold), '{}'),
                string_agg(format('%s ("%s")', w.id, w.name), ', '
                           order by w.id) filter (where on_hold)
-        into consumers, unhealthy_workers, problems, suspended_workers, suspended
+        into consumers, only_tasks, unhealthy_workers, problems, suspended_workers, suspended
         from tocsin.workers w
         left join tocsin.processes p on p.id = w.process_id
         cross join lateral (select t - greatest(w.heartbeat_at, p.heartbeat_at)) beat (age)
@@ -169,6 +177,18 @@ begin
                                    else 'about ' end, ready, round(oldest_ready_age),
                                        '; suspended: ' || suspended)
                         || problems;
+        end if;
+        unserved_tasks := '{}';
+        if only_tasks and q.paused_at is null then
+            select coalesce(array_agg(u.task) filter (where u.task is not null), '{}'),
+                problems || coalesce(array_agg(
+                    case when u.task is null
+                        then 'plain messages wait and no consumer handles them'
+                        else format('jobs wait and no worker runs task "%s"', u.task) end
+                    || format(': %s, the oldest for %s s', u.n,
+                              round(extract(epoch from t - u.since)))), '{}')
+            into unserved_tasks, problems
+            from tocsin._unserved_tasks(q.id, t, max_age) u;
         end if;
         -- For each worker, the message that it has held for longest under a lease that
         -- has not expired.

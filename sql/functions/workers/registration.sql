@@ -6,10 +6,11 @@
 -- yet. A null name is replaced by a generated one. `again` says that the process was
 -- declared dead and is alive; a suspended worker then stays suspended. The registration
 -- is refused with TC008 when the process has been declared dead. A null process_id
--- means no process; such a worker is never found dead.
+-- means no process; such a worker is never found dead. `tasks`: the only tasks whose jobs
+-- a consumer runs; null: it handles every message.
 create or replace function tocsin.register_worker(
     queue text, kind text, name text, process_id bigint, hostname text, pid integer, version text,
-    again boolean default false
+    again boolean default false, tasks text[] default null
 ) returns tocsin.workers
 language plpgsql
 as $$
@@ -36,13 +37,13 @@ begin
     for attempt in 1..2 loop
         insert into tocsin.workers as x
             (queue_id, kind, name, status, registration, role, process_id, hostname, pid, version,
-             started_at, heartbeat_at)
+             started_at, heartbeat_at, tasks)
         values (q.id, register_worker.kind,
                 coalesce(register_worker.name,
                          format('%s-%s-%s', hostname, pid, substr(gen_random_uuid()::text, 1, 8))),
                 'ready', nextval('tocsin.registrations'), tocsin._caller(),
                 register_worker.process_id, register_worker.hostname,
-                register_worker.pid, register_worker.version, t, t)
+                register_worker.pid, register_worker.version, t, t, register_worker.tasks)
         on conflict (queue_id, kind, name) do update
             set status = case when again and x.status_before_death in ('suspended', 'interrupted')
                 then x.status_before_death else 'ready' end,
@@ -50,7 +51,7 @@ begin
                 registration = excluded.registration, role = excluded.role,
                 process_id = excluded.process_id, hostname = excluded.hostname, pid = excluded.pid,
                 version = excluded.version,
-                started_at = t, heartbeat_at = t, shutdown_at = null
+                started_at = t, heartbeat_at = t, shutdown_at = null, tasks = excluded.tasks
             where x.status = 'stopped'
         returning x.* into w;
         if found then

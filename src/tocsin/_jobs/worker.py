@@ -235,7 +235,7 @@ async def open_worker(
         runner = TaskRunner(by_name, begin_transaction, callers)
         consumers = [
             await stack.enter_async_context(
-                registered(JobConsumer(database, process, process.bell, queue, name))
+                registered(JobConsumer(database, process, process.bell, queue, name, list(by_name)))
             )
             for queue in weights
         ]

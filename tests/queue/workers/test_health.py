@@ -339,6 +339,64 @@ async def test_a_suspended_consumer_is_named(
         await producer.heartbeat()
 
 
+async def test_jobs_wait_and_no_worker_runs_their_task(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("q")
+
+    @tocsin.task(queue="q", name="known")
+    async def known() -> None: ...
+
+    @tocsin.task(queue="q", name="unknown")
+    async def unknown() -> None: ...
+
+    earlier = "update tocsin.messages set enqueued_at = enqueued_at - interval '1 hour'"
+    async with store.worker([known]) as worker:
+        await unknown.submit(store)
+        await store.produce("q", "a plain message")
+        await unknown.using(delay=3600).submit(store)
+        assert not await worker.process_one()
+        assert (await health(store)).healthy  # they have only just come
+        await query(store_dsn, earlier)
+        found = await health(store)
+        assert found.unserved_tasks == ("unknown",)
+        task, plain = found.problems
+        assert re.fullmatch(
+            r'jobs wait and no worker runs task "unknown": 1, the .* 36\d\d s', task
+        )
+        assert plain.startswith("plain messages wait and no consumer handles them: 1, the oldest")
+        async with store.worker([unknown]):
+            (problem,) = (await health(store)).problems
+            assert problem == plain
+            async with store.consumer("q"):  # handles every message
+                assert (await health(store)).healthy
+        assert (await health(store)).healthy  # a moment without workers is none
+        await query(
+            store_dsn,
+            "update tocsin.workers set heartbeat_at = heartbeat_at - interval '1 hour', shutdown_at"
+            " = shutdown_at - interval '1 hour' where status = 'stopped'",
+        )
+        assert (await health(store)).problems == (task, plain)
+        await store.queues.pause("q")
+        assert (await health(store)).healthy
+
+
+async def test_a_job_that_waits_in_a_backlog_of_its_task_is_no_problem(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.queues.ensure("q")
+
+    @tocsin.task(queue="q", name="known")
+    async def known() -> None: ...
+
+    async with store.worker([known]):
+        await known.submit(store)
+        await query(
+            store_dsn,
+            "update tocsin.messages set due = due - interval '1 hour', enqueued_at = enqueued_at -"
+            " interval '1 hour'",
+        )
+        assert (await health(store)).healthy
+
+
 async def test_health_of_every_queue_or_of_one(store: tocsin.Store) -> None:
     for queue in ("b", "a"):
         await store.queues.ensure(queue)
@@ -386,6 +444,7 @@ from generate_series(1, 20000) n
     [
         "select * from tocsin.queue_health('q')",
         "select * from tocsin.queue_health()",
+        "select * from tocsin._unserved_tasks(1, now(), '0 s')",
         "select * from tocsin.worker_stats()",
         "select * from tocsin.list_workers('q')",
         "select * from tocsin.list_workers(worker_id => 1)",
@@ -413,3 +472,19 @@ def test_nothing_here_reads_a_whole_table(plans: Any, statement: str, planned: s
                 )
                 # which would be read of all that are delayed
                 assert "due" not in node.get("Filter", ""), (text, plan)
+
+
+def test_tasks_are_looked_for_at_the_front_of_the_backlog(plans: Any) -> None:
+    """Also by a session that planned for an empty table."""
+    statement = "select * from tocsin._unserved_tasks(1, now(), '0 s')"
+    for _ in range(8):
+        plans(statement)
+    plans(SETUP)
+    plans("update tocsin.messages set vt = now() where state = 'delayed' and id % 2 = 0")
+    read = 0
+    for text, plan in plans(statement).items():
+        for node in nodes(plan):
+            if node.get("Relation Name") == "messages":
+                assert node["Node Type"] == "Index Scan", (text, plan)
+                read += node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+    assert 1000 <= read <= 2000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tocsin._database.client import Database
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.message import Source
@@ -21,9 +23,15 @@ class ConsumerRegistration(Registration):
     """A consumer's place in the registry; passes on what the registry says."""
 
     def __init__(
-        self, database: Database, process: Process, bell: Bell, queue: str, name: str | None
+        self,
+        database: Database,
+        process: Process,
+        bell: Bell,
+        queue: str,
+        name: str | None,
+        tasks: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(database, "consumer", queue, name)
+        super().__init__(database, "consumer", queue, name, tasks)
         self.parts = make_parts(database, process, self)
         self.state = ConsumerState(self.parts)
 
@@ -62,9 +70,15 @@ class ConsumerWorker(Registered, WorkerHandle):
     """A consumer of this process, as a worker."""
 
     def __init__(
-        self, database: Database, process: Process, bell: Bell, queue: str, name: str | None
+        self,
+        database: Database,
+        process: Process,
+        bell: Bell,
+        queue: str,
+        name: str | None,
+        tasks: Sequence[str] | None = None,
     ) -> None:
-        registration = ConsumerRegistration(database, process, bell, queue, name)
+        registration = ConsumerRegistration(database, process, bell, queue, name, tasks)
         super().__init__(database, process, registration)
         self._parts = registration.parts
         self._state = registration.state

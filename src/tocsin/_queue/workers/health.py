@@ -74,6 +74,8 @@ class QueueHealth:
     """Id of that message."""
     running_for: float | None = None
     """For how many seconds it has been at that message."""
+    unserved_tasks: tuple[str, ...] = ()
+    """Names of tasks whose jobs wait while no worker of the queue runs them."""
 
 
 def suspicious_after(vt: float) -> float:

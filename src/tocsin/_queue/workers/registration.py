@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -43,12 +43,20 @@ class RegisteredAs:
 class Registration:
     """A worker's place in the registry: the `LocalWorker` of its process."""
 
-    def __init__(self, database: Database, kind: str, queue: str, name: str | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        kind: str,
+        queue: str,
+        name: str | None,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
         self.queue = queue
         self.current: RegisteredAs = RegisteredAs(0, name)
         """The result of the last registration."""
         self._database = database
         self._kind = kind
+        self._tasks = None if tasks is None else list(tasks)
 
     @property
     def worker_id(self) -> int:
@@ -89,9 +97,9 @@ class Registration:
         """
         again = self.worker_id != 0
         row = await self._database.fetch_one(
-            "select w.id, w.name, w.registration, w.status, q.id, q.channel from"
-            " tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s) w cross join lateral"
-            " tocsin.queue_of(w.id) q",
+            "select w.id, w.name, w.registration, w.status, q.id, q.channel"
+            " from tocsin.register_worker(%s, %s, %s, %s, %s, %s, %s, %s, %s::text[]) w"
+            " cross join lateral tocsin.queue_of(w.id) q",
             [
                 check_queue(self.queue),
                 self._kind,
@@ -101,6 +109,7 @@ class Registration:
                 os.getpid(),
                 VERSION,
                 again,
+                self._tasks,
             ],
         )
         self.current = RegisteredAs(*row)
