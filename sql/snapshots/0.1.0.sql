@@ -1080,6 +1080,21 @@ $$;
 
 
 
+CREATE FUNCTION tocsin._check_limit(name text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    if not exists (select from "tocsin".limits x where x.name = _check_limit.name) then
+        perform "tocsin"._raise_error('TC047', format('there is no limit "%s"', _check_limit.name),
+                                    jsonb_build_object('limit', _check_limit.name),
+                                    'A limit exists from the first worker whose tasks name it, '
+                                    'or the first claim of a message that names it.');
+    end if;
+end
+$$;
+
+
+
 CREATE FUNCTION tocsin._check_limits(limits jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $_$
@@ -6250,15 +6265,23 @@ $_$;
 
 
 
-CREATE FUNCTION tocsin.list_limits() RETURNS TABLE(name text, key text, n integer, per double precision, ordered boolean, holders bigint, waiting bigint)
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION tocsin.list_limits(limit_name text DEFAULT NULL::text) RETURNS TABLE(name text, key text, n integer, per double precision, ordered boolean, holders bigint, waiting bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select l.name, s.key, coalesce(l.set_n, l.n), extract(epoch from l.per)::float8, l.ordered,
-           count(*) filter (where s.slot is not null), count(*) filter (where s.waits)
-    from "tocsin".limits l left join "tocsin".slots s on s.limit_id = l.id
-    group by l.id, s.key
-    order by l.name, s.key
+#variable_conflict use_column
+begin
+    if limit_name is not null then
+        perform "tocsin"._check_limit(limit_name);
+    end if;
+    return query
+        select l.name, s.key, coalesce(l.set_n, l.n), extract(epoch from l.per)::float8, l.ordered,
+               count(*) filter (where s.slot is not null), count(*) filter (where s.waits)
+        from "tocsin".limits l left join "tocsin".slots s on s.limit_id = l.id
+        where limit_name is null or l.name = limit_name
+        group by l.id, s.key
+        order by l.name, s.key;
+end
 $$;
 
 
@@ -7589,12 +7612,8 @@ declare
 begin
     select array_agg(x.id order by x.id), bool_or(x.ordered) into ids, only_one
     from "tocsin".limits x where x.name = set_limit.name;
-    if ids is null then
-        perform "tocsin"._raise_error('TC022', format('there is no limit "%s"', set_limit.name),
-                                    '{"argument": "name"}',
-                                    'A limit exists from the first worker whose tasks name it, '
-                                    'or the first claim of a message that names it.');
-    elsif set_limit.n < 1 or set_limit.n > 1000000 or only_one and set_limit.n <> 1 then
+    perform "tocsin"._check_limit(set_limit.name);
+    if set_limit.n < 1 or set_limit.n > 1000000 or only_one and set_limit.n <> 1 then
         perform "tocsin"._raise_error('TC022',
             case when only_one then 'an ordered limit has n = 1'
             else 'n must be at least 1, and at most a million' end, '{"argument": "n"}');
@@ -8780,7 +8799,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:36:57.048259+00', '2026-11-29 20:36:57.055419+00', '2026-11-29 20:36:57.062772+00', '2026-11-30 20:36:57.062772+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:43:24.755716+00', '2026-11-29 20:43:24.773495+00', '2026-11-29 20:43:24.788749+00', '2026-11-30 20:43:24.788749+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8793,21 +8812,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:3
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:36:57.081514+00', '2026-11-29 20:36:57.085058+00', '2026-11-29 20:36:57.088167+00', '2985-03-06 20:36:57.088167+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:43:24.848722+00', '2026-11-29 20:43:24.864484+00', '2026-11-29 20:43:24.865965+00', '2985-03-06 20:43:24.865965+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:36:57.062772+00', '2026-11-29 20:36:57.062772+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:36:57.088167+00', '2026-11-29 20:36:57.088167+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:43:24.788749+00', '2026-11-29 20:43:24.788749+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:43:24.865965+00', '2026-11-29 20:43:24.865965+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:36:57.003662+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:36:57.003676+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:36:57.00368+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:43:24.642091+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:43:24.642119+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:43:24.642126+00');
 
 
 
@@ -8820,11 +8839,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '7991650fc29aac7586c341f7e8eff45739cc3533cfbc53d96553971dd75a8d3a');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '1705bf8fbedb3f1680b0e3b2cb5e8f04df9a9d2edb2dc270cac9b3c755057dd6');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:36:57.098568+00', '2026-11-29 20:36:57.105566+00', '2026-11-29 20:36:57.115072+00', 1795984617105566, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:36:57.111712+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:36:57.105566+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:43:24.89113+00', '2026-11-29 20:43:24.897875+00', '2026-11-29 20:43:24.917706+00', 1795985004897875, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:43:24.908951+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:43:24.897875+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8846,43 +8865,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:36:57.098568+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:37:56.243079+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:44:22.713684+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:36:57.083851+00', '2026-11-29 20:36:59.085058+00', '2026-11-29 20:36:57.083851+00', '2026-11-29 20:36:57.085058+00', NULL, 1795984617085058, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:36:58.303044+00', '2026-11-29 20:36:58.303044+00', '2026-11-29 20:36:57.094229+00', '2026-11-29 20:36:57.095328+00', NULL, 1795984617095328, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:36:57.111712+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:36:57.095328+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', '2026-11-29 20:36:57.131808+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:36:57.136469+00', '2026-11-29 20:36:57.136469+00', '2026-11-29 20:36:57.136469+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:36:58.14116+00', '2026-11-29 20:36:58.14116+00', '2026-11-29 20:36:57.14116+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:36:58.142166+00', '2026-11-29 20:36:58.142166+00', '2026-11-29 20:36:57.142166+00', NULL, '2026-11-29 20:36:57.642166+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:36:57.142942+00', '2985-03-06 20:36:57.142942+00', '2026-11-29 20:36:57.142942+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:36:57.14743+00', '2026-11-29 20:36:57.14743+00', '2026-11-29 20:36:57.14743+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:43:24.855906+00', '2026-11-29 20:43:26.864484+00', '2026-11-29 20:43:24.855906+00', '2026-11-29 20:43:24.864484+00', NULL, 1795985004864484, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:43:25.782402+00', '2026-11-29 20:43:25.782402+00', '2026-11-29 20:43:24.883592+00', '2026-11-29 20:43:24.890236+00', NULL, 1795985004890236, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:43:24.908951+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:43:24.890236+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', '2026-11-29 20:43:24.940349+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:43:24.956228+00', '2026-11-29 20:43:24.956228+00', '2026-11-29 20:43:24.956228+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:43:25.958061+00', '2026-11-29 20:43:25.958061+00', '2026-11-29 20:43:24.958061+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:43:25.964158+00', '2026-11-29 20:43:25.964158+00', '2026-11-29 20:43:24.964158+00', NULL, '2026-11-29 20:43:25.464158+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:43:24.972132+00', '2985-03-06 20:43:24.972132+00', '2026-11-29 20:43:24.972132+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:43:24.973307+00', '2026-11-29 20:43:24.973307+00', '2026-11-29 20:43:24.973307+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:36:56.243079+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:36:56.243079+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:36:56.243079+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:36:56.243079+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:36:56.243079+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:43:22.713684+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:43:22.713684+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:43:22.713684+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:43:22.713684+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:43:22.713684+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 7666, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:36:57.012549+00', '2026-11-29 20:36:57.04044+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 22116, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:43:24.674887+00', '2026-11-29 20:43:24.741633+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:36:56.851478+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:36:56.860456+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:36:57.148918+00', '2026-11-29 20:36:56.864269+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:43:24.295986+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:43:24.310606+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:43:24.976745+00', '2026-11-29 20:43:24.316931+00', 'tocsin.paused');
 
 
 
@@ -8901,13 +8920,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:36:57.01189+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:43:24.673709+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 7666, '0.1.0', '2026-11-29 20:36:57.016832+00', '2026-11-29 20:36:57.016832+00', '2026-11-29 20:36:57.069069+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 7666, '0.1.0', '2026-11-29 20:36:57.071782+00', '2026-11-29 20:36:57.071782+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 7666, '0.1.0', '2026-11-29 20:36:57.07983+00', '2026-11-29 20:36:57.07983+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 22116, '0.1.0', '2026-11-29 20:43:24.686697+00', '2026-11-29 20:43:24.686697+00', '2026-11-29 20:43:24.817198+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 22116, '0.1.0', '2026-11-29 20:43:24.825622+00', '2026-11-29 20:43:24.825622+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 22116, '0.1.0', '2026-11-29 20:43:24.841194+00', '2026-11-29 20:43:24.841194+00', NULL, NULL);
 
 
 
@@ -9490,6 +9509,10 @@ REVOKE ALL ON FUNCTION tocsin._check_job(task text, options jsonb) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin._check_key_holder(message_id bigint, key text, task text) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin._check_limit(name text) FROM PUBLIC;
 
 
 
@@ -10221,7 +10244,7 @@ REVOKE ALL ON FUNCTION tocsin.list_jobs(task text, queue text, state text, since
 
 
 
-REVOKE ALL ON FUNCTION tocsin.list_limits() FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.list_limits(limit_name text) FROM PUBLIC;
 
 
 

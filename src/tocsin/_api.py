@@ -16,6 +16,7 @@ from tocsin._jobs.flows import FlowEdge, FlowInfo, FlowJob, Flows, FlowState, Fl
 from tocsin._jobs.job import Job
 from tocsin._jobs.job_info import JobInfo, JobState
 from tocsin._jobs.jobs import Jobs
+from tocsin._jobs.limit_settings import LimitInfo, Limits
 from tocsin._jobs.limits import Limit, Rate
 from tocsin._jobs.listing import JobCount, ListedJob
 from tocsin._jobs.packing import Codec, Packing, PayloadStore
@@ -74,6 +75,7 @@ from .errors import (
     KeyConflict,
     KeyTaken,
     LeaseLost,
+    LimitNotFound,
     MessageNotFound,
     MessageNotWaiting,
     PayloadInvalid,
@@ -154,6 +156,9 @@ __all__ = [
     "KeyTaken",
     "LeaseLost",
     "Limit",
+    "LimitInfo",
+    "LimitNotFound",
+    "Limits",
     "ListedJob",
     "MaintenanceResult",
     "Message",

@@ -19,6 +19,7 @@ from tocsin._jobs.flow import Flow
 from tocsin._jobs.flow_graph import OnFailure
 from tocsin._jobs.flows import Flows
 from tocsin._jobs.jobs import Jobs
+from tocsin._jobs.limit_settings import Limits
 from tocsin._jobs.schedules import Schedules
 from tocsin._jobs.task import Task
 from tocsin._jobs.worker import JobWorker, open_worker
@@ -63,6 +64,8 @@ class Store:
     """Submitting jobs, looking at them and changing them."""
     flows: Flows
     """Looking at flows, cancelling and requeueing them."""
+    limits: Limits
+    """Looking at limits and rates, and setting their numbers."""
     schedules: Schedules
     """Setting, looking at and pausing schedules, which submit jobs by the clock."""
     events: Events
@@ -89,6 +92,7 @@ class Store:
         self.dead_letters = DeadLetters(database)
         self.jobs = Jobs(database, process, batcher, telemetry)
         self.flows = Flows(database)
+        self.limits = Limits(database)
         self.schedules = Schedules(database)
 
     def __repr__(self) -> str:

@@ -68,6 +68,7 @@ ADVISED: list[tocsin.TocsinError] = [
     tocsin.TaskUnknown("t"),
     tocsin.FlowNotFound(7),
     tocsin.ScheduleNotFound("s"),
+    tocsin.LimitNotFound("l"),
     tocsin.QueueBusy('queue "q" is in use', "Try again.", queue="q"),
     tocsin.KeyConflict(
         'message 7 has the key "k"',

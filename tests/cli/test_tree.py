@@ -40,6 +40,7 @@ def test_the_tree_is_the_documented_one() -> None:
         ),
         "message": "get cancel reschedule reprioritise",
         "flow": "list show cancel requeue",
+        "limit": "list set reset",
         "schedule": "list show set pause resume run-now remove next",
         "job": ("submit list show attempts result stats cancel requeue reschedule edit clear"),
     }
@@ -235,6 +236,12 @@ INVOCATIONS = """
 1  job result --id 4711
 0  job clear EVERYWHERE --state cancelled --task t --older-than 1d --dry-run
 0  job clear --yes
+0  limit --dsn DSN --schema tocsin --format json list
+0  limit list EVERYWHERE
+1  limit list nothing
+2  limit set nothing 0
+1  limit set nothing 1 EVERYWHERE
+1  limit reset nothing EVERYWHERE
 0  schedule set s t '{"n": 1}' EVERYWHERE --cron @daily --zone Europe/Vienna --missed 3 \
    --overlap skip --queue q --priority 1 --headers '{"h": 1}' --expires-in 1d --max-attempts 2 \
    --timeout 1m

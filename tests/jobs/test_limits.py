@@ -59,18 +59,41 @@ async def test_an_operator_changes_a_limit_while_jobs_wait(
 ) -> None:
     await store.queues.ensure("default")
     async with store.worker([tasks.fetch]):
+        assert [(line.name, line.key) for line in await store.limits.list()] == [
+            ("host", None),
+            ("smtp", None),
+        ]
         for host in "abcde":
             await tasks.fetch.submit(store, host)
     async with store.consumer("default") as consumer:
         assert len(await consumer.dequeue(9)) == 2
-        await query(store_dsn, "select tocsin.set_limit('smtp', 4)")
+        await store.limits.set("smtp", 4)
         assert len(await consumer.dequeue(9)) == 2
-        assert await query(
-            store_dsn, "select n, holders, waiting from tocsin.list_limits() where name = 'smtp'"
-        ) == [(4, 4, 1)]
-        for name, n, said in ("smtp", 0, "n must be at least 1"), ("other", 1, "no limit"):
-            with pytest.raises(Exception, match=said):
-                await query(store_dsn, "select tocsin.set_limit(%s, %s)", name, n)
+        (line,) = await store.limits.list("smtp")
+        assert line == tocsin.LimitInfo("smtp", None, 4, None, False, holders=4, waiting=1)
+        assert sorted((x.key, x.holders) for x in await store.limits.list("host")) == [
+            ("a", 1),
+            ("b", 1),
+            ("c", 1),
+            ("d", 1),
+            ("e", 0),
+        ]
+        await store.limits.set("smtp", None)
+        assert [line.n for line in await store.limits.list("smtp")] == [2]
+
+
+async def test_what_is_wrong_with_the_number_of_a_limit(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    async with store.worker([tasks.fetch, tasks.bill]):
+        with pytest.raises(ValueError, match="n must be at least 1"):
+            await store.limits.set("smtp", 0)
+        with pytest.raises(ValueError, match="an ordered limit has n = 1"):
+            await store.limits.set("customer", 2)
+        with pytest.raises(tocsin.LimitNotFound, match="there is no limit 'other'") as missing:
+            await store.limits.set("other", 1)
+        assert missing.value.limit == "other"
+        with pytest.raises(tocsin.LimitNotFound):
+            await store.limits.list("other")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ CALLS = {
     "register_tasks": """('[{"name": "t", "queue": "q", "max_deliveries": 3, "priority": 0,
                            "timeout": 60, "description": ""}]')""",
     "list_tasks": "()",
-    "list_limits": "()",
+    "list_limits": "('queue q')",
     "set_limit": "('queue q', 1)",
     "submit": "('t', '[1]', delay => '0 s', priority => 1, key => 'j', timeout => '1 s')",
     "enqueue_jobs": (

@@ -24,6 +24,7 @@
 --   TC041 TaskUnknown {task}
 --   TC043 FlowNotFound {flow_id}
 --   TC046 ScheduleNotFound {schedule}
+--   TC047 LimitNotFound {limit}
 create or replace function tocsin._raise_error(code text, message text, detail jsonb,
                                                hint text default '') returns void
 language plpgsql

@@ -18,6 +18,7 @@ from .demo import demo
 from .enqueue import enqueue
 from .flow import flow
 from .job import job
+from .limit import limit
 from .message import message
 from .queue import queue
 from .schedule import schedule
@@ -56,7 +57,7 @@ def tocsin() -> None:
     """
 
 
-_GROUPS = admin, queue, worker, message, job, flow, schedule
+_GROUPS = admin, queue, worker, message, job, flow, limit, schedule
 for _command in (*_GROUPS, enqueue, top, demo, completion):
     tocsin.add_command(_command)
 

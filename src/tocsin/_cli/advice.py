@@ -22,6 +22,7 @@ from tocsin.errors import (
     JobNotFound,
     KeyConflict,
     KeyTaken,
+    LimitNotFound,
     MessageNotFound,
     MessageNotWaiting,
     PayloadTooLarge,
@@ -106,6 +107,8 @@ def _advise(error: TocsinError) -> str:
                 "start a worker that runs the task: `tocsin worker run --tasks MODULE`; or name its"
                 " module with --tasks"
             )
+        case LimitNotFound():
+            return "`tocsin limit list` shows the limits that exist"
         case ScheduleNotFound():
             return "`tocsin schedule list` shows the schedules that exist"
         case FlowNotFound():

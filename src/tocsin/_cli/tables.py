@@ -10,6 +10,7 @@ from tocsin import (
     DeadLetter,
     FlowSummary,
     JobState,
+    LimitInfo,
     ListedJob,
     MessageInfo,
     Progress,
@@ -138,6 +139,15 @@ TASK_COUNTS: list[Column[TaskCounts]] = [
     Column("TASK", lambda t: t.task, "name", narrow=True),
     *(_count_jobs(state) for state in get_args(JobState)),
     Column("COUNTED", lambda t: "exactly" if t.exact else "roughly"),
+]
+LIMITS: list[Column[LimitInfo]] = [
+    Column("NAME", lambda x: x.name, "name", narrow=True),
+    Column("KEY", lambda x: x.key, "name", narrow=True),
+    Column("N", lambda x: x.n, "number", narrow=True),
+    Column("PER", lambda x: x.per and write_duration(x.per)),
+    Column("ORDERED", lambda x: "yes" if x.ordered else None),
+    Column("HOLDERS", lambda x: x.holders, "number", narrow=True),
+    Column("WAITING", lambda x: x.waiting, "number", narrow=True),
 ]
 SCHEDULES: list[Column[Schedule]] = [
     Column("NAME", lambda s: s.name, "name", narrow=True),

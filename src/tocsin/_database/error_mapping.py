@@ -20,6 +20,7 @@ from tocsin.errors import (
     FlowNotFound,
     KeyConflict,
     KeyTaken,
+    LimitNotFound,
     MessageNotFound,
     MessageNotWaiting,
     PayloadInvalid,
@@ -322,6 +323,8 @@ def _refusal(code: str, problem: str, hint: str, detail: dict[str, Any]) -> Exce
             return FlowNotFound(detail["flow_id"])
         case "TC046":
             return ScheduleNotFound(detail["schedule"])
+        case "TC047":
+            return LimitNotFound(detail["limit"])
     raise AssertionError(f"the schema refused with an unknown code {code}: {problem}")
 
 

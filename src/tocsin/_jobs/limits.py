@@ -34,9 +34,19 @@ def _check_key(_: object, __: object, key: Key) -> None:
         )
 
 
+def check_n(n: int, name: str) -> None:
+    """Refuse what cannot be the number of a limit.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small or too large.
+    """
+    if check_count(n, name) > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, not {n}")
+
+
 def _check_n(_: object, attribute: attrs.Attribute[int], n: int) -> None:
-    if check_count(n, attribute.name) > MOST:
-        raise ValueError(f"{attribute.name} must be at most {MOST}, not {n}")
+    check_n(n, attribute.name)
 
 
 @attrs.frozen

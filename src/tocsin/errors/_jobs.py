@@ -18,6 +18,7 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "JobTimedOut",
+    "LimitNotFound",
     "ResultInvalid",
     "ScheduleInvalid",
     "ScheduleNotFound",
@@ -202,3 +203,12 @@ class ScheduleNotFound(TocsinError, LookupError):
         super().__init__(f"there is no schedule {schedule!r}")
         self.schedule = schedule
         """Name of the schedule."""
+
+
+class LimitNotFound(TocsinError, LookupError):
+    """There is no such limit."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"there is no limit {limit!r}")
+        self.limit = limit
+        """Name of the limit."""
