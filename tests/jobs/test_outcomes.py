@@ -108,7 +108,7 @@ async def test_a_lookup_that_is_cancelled_passes_its_turn_on(store: tocsin.Store
 
 
 async def test_a_wait_has_a_limit(store: tocsin.Store, job: tocsin.Job[int]) -> None:
-    with pytest.raises(trio.TooSlowError):
+    with pytest.raises(trio.TooSlowError, match=r"not finished yet \(waiting\); it goes on"):
         await job.result(timeout=0.01)
     assert (await job.info()).state == "waiting"
 

@@ -64,7 +64,7 @@ async def wait_finished(process: Process, job_id: int, timeout: Duration | None)
     began = trio.current_time()
     with trio.fail_after(max(limit, FIRST_LOOK)):
         info = await look_up(process, job_id)
-    with trio.fail_at(began + limit):
+    with trio.move_on_at(began + limit) as scope:
         if not info.finished:
             async with process.outcomes.waiting(job_id) as wait:
                 while not info.finished:
@@ -72,6 +72,8 @@ async def wait_finished(process: Process, job_id: int, timeout: Duration | None)
                     # An outage ends no wait: each connection wakes it again.
                     with suppress(ConnectionLost):
                         info = await look_up(process, job_id)
+    if scope.cancelled_caught:
+        raise trio.TooSlowError(f"job {job_id} is not finished yet ({info.state}); it goes on")
     return info
 
 
