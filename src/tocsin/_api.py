@@ -12,7 +12,15 @@ from tocsin._jobs.definition import Call, SubmitOptions, TaskOptions
 from tocsin._jobs.executor import Executor
 from tocsin._jobs.flow import BlockingFlow, Flow
 from tocsin._jobs.flow_graph import OnFailure
-from tocsin._jobs.flows import FlowEdge, FlowInfo, FlowJob, Flows, FlowState, FlowSummary
+from tocsin._jobs.flow_info import (
+    FlowEdge,
+    FlowForm,
+    FlowInfo,
+    FlowJob,
+    FlowState,
+    FlowSummary,
+)
+from tocsin._jobs.flows import Flows
 from tocsin._jobs.job import Job
 from tocsin._jobs.job_info import JobInfo, JobState
 from tocsin._jobs.jobs import Jobs
@@ -133,6 +141,7 @@ __all__ = [
     "Fault",
     "Flow",
     "FlowEdge",
+    "FlowForm",
     "FlowInfo",
     "FlowInvalid",
     "FlowJob",

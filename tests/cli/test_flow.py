@@ -33,6 +33,7 @@ def test_a_flow_is_listed_drawn_cancelled_and_requeued(cli: Any, store_dsn: str)
         "    j1 --> j3",
         "    j2 --> j3",
     ]
+    assert cli("flow", "show", "1", "--draw", "svg").out.startswith("<svg ")
     assert cli("flow", "cancel", "1").out == "cancelled 3 jobs of flow 1\n"
     assert cli("flow", "show", "1", "--format", "json").json["summary"]["state"] == "cancelled"
     assert cli("flow", "requeue", "1").out == "requeued 3 jobs of flow 1\n"

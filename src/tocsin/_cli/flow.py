@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 
-from tocsin import Store
+from tocsin import FlowForm, Store
 
-from .flow_drawing import draw_mermaid, draw_tree
 from .options import id_argument, limit_option
 from .program import Group, on_store
 from .render import Screen
@@ -26,19 +27,19 @@ async def list_(store: Store, screen: Screen, limit: int) -> None:
     screen.table(await store.flows.list(limit=limit), FLOWS, empty="no flows")
 
 
-@flow.command(examples=["tocsin flow show 42", "tocsin flow show 42 --draw mermaid"])
+@flow.command(examples=["tocsin flow show 42", "tocsin flow show 42 --draw svg"])
 @id_argument("flow")
 @click.option(
     "--draw",
-    type=click.Choice(["tree", "mermaid"]),
+    type=click.Choice(get_args(FlowForm)),
     default="tree",
-    help="A tree, or a diagram in the language of Mermaid.",
+    help="A tree, a diagram in the language of Mermaid, or a picture in SVG.",
 )
 @on_store
-async def show(store: Store, screen: Screen, id: int, draw: str) -> None:
+async def show(store: Store, screen: Screen, id: int, draw: FlowForm) -> None:
     """Show the jobs of a flow, each below the job that it waits for."""
     info = await store.flows.get(id)
-    screen.say(draw_mermaid(info) if draw == "mermaid" else draw_tree(info), info)
+    screen.say(info.draw(draw), info)
 
 
 @flow.command(examples=["tocsin flow cancel 42"])

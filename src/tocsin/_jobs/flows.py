@@ -2,96 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Literal, TypeAlias
-
-import attrs
-
 from tocsin._arguments import check_count, check_id
 from tocsin._database.client import Database
 from tocsin.errors import FlowNotFound
 
-from .flow_graph import OnFailure
-from .job_info import JobState
-
-FlowState: TypeAlias = Literal["running", "succeeded", "failed", "cancelled"]
-"""The state of a flow: running while a job of it is unfinished."""
-
-
-@attrs.frozen
-class FlowSummary:
-    """The state of a flow, and how many of its jobs are in each state."""
-
-    id: int
-    """Id of the flow."""
-    name: str
-    """Its name."""
-    created_at: datetime
-    """When it was submitted, by the server's clock."""
-    ended_at: datetime | None
-    """When maintenance found it ended; None: it has not yet."""
-    state: FlowState
-    """Its state.
-
-    A flow with an unfinished job is running. Else it has failed if a job has failed,
-    and else it was cancelled if a job was.
-    """
-    waiting: int
-    """Jobs that wait, for their parents too."""
-    running: int
-    """Jobs that a worker runs."""
-    succeeded: int
-    """Jobs that have succeeded."""
-    failed: int
-    """Jobs that have failed: dead letters."""
-    cancelled: int
-    """Jobs that were cancelled."""
-
-
-@attrs.frozen
-class FlowJob:
-    """A job of a flow."""
-
-    id: int
-    """Id of the job."""
-    name: str
-    """Its name in the flow."""
-    queue: str | None
-    """Name of its queue; None: the queue was deleted."""
-    task: str
-    """Name of its task."""
-    state: JobState | Literal["deleted"]
-    """Its state; deleted: no row of the job exists any more."""
-    attempts: int
-    """How many attempts have begun."""
-    error: str | None
-    """The error of the last attempt that had one, or why it was cancelled."""
-
-
-@attrs.frozen
-class FlowEdge:
-    """A job of a flow that waits for another one."""
-
-    parent: int
-    """Id of the job that comes first."""
-    child: int
-    """Id of the job that waits."""
-    on_failure: OnFailure
-    """What becomes of the child when the parent does not succeed."""
-    argument: tuple[str, ...] = attrs.field(converter=tuple[str, ...])
-    """Where in the child's arguments the parent's result goes; empty: nowhere."""
-
-
-@attrs.frozen
-class FlowInfo:
-    """A flow as it was when it was read."""
-
-    summary: FlowSummary
-    """Its state."""
-    jobs: tuple[FlowJob, ...]
-    """Its jobs, parents before children."""
-    edges: tuple[FlowEdge, ...]
-    """Which job waits for which."""
+from .flow_info import FlowEdge, FlowInfo, FlowJob, FlowSummary
 
 
 class Flows:

@@ -128,28 +128,6 @@ class Jobs(JobLists):
             self.handle(call.definition, job_id) for call, job_id in zip(calls, ids, strict=True)
         ]
 
-    async def submit_flow(
-        self,
-        calls: Sequence[Call[Any]],
-        write: WriteFlow,
-        *,
-        connection: AnyConnection | None = None,
-    ) -> list[int]:
-        """Submit the jobs of a flow, and return its id and theirs; see `Flow`.
-
-        Args:
-            calls: The calls of the jobs, parents before children.
-            write: Returns what submits them, with their order.
-            connection: Submit in the transaction of this connection.
-
-        Raises:
-            TocsinError: What `submit` raises.
-
-        Cancellation:
-            The flow is submitted or not.
-        """
-        return await self._submit_all(calls, write, connection, in_flow=True)
-
     async def _submit_all(
         self,
         calls: Sequence[Call[Any]],
@@ -372,3 +350,23 @@ class Jobs(JobLists):
         """
         text = None if arguments is None else encode(dict(arguments))
         await edit_job(self._database, job_id, priority, text)
+
+
+async def submit_flow_to(
+    jobs: Jobs, calls: Sequence[Call[Any]], write: WriteFlow, connection: AnyConnection | None
+) -> list[int]:
+    """Submit the jobs of a flow, and return its id and theirs; see `Flow`.
+
+    Args:
+        jobs: The jobs of the store.
+        calls: The calls of the jobs, parents before children.
+        write: Returns what submits them, with their order.
+        connection: Submit in the transaction of this connection.
+
+    Raises:
+        TocsinError: What `Jobs.submit` raises.
+
+    Cancellation:
+        The flow is submitted or not.
+    """
+    return await jobs._submit_all(calls, write, connection, in_flow=True)

@@ -19,7 +19,7 @@ from tocsin.driver import TrioConnection
 from .connections import AsyncTarget, BlockingTarget, unwrap_async, unwrap_blocking
 from .definition import Call, Definition
 from .job import Job
-from .jobs import Jobs, WriteFlow
+from .jobs import Jobs, WriteFlow, submit_flow_to
 from .session_job import AsyncRows, BlockingJob, SessionJob
 from .submitting import Submission, SubmissionBatch, build_submission, pack, pack_all
 
@@ -97,7 +97,7 @@ async def submit_flow(
     """Submit a flow; return its id, and then those of its jobs. See `Flow`."""
     if (found := _find_jobs(target)) is not None:
         jobs, lent = found
-        return await jobs.submit_flow(calls, write, connection=connection or lent)
+        return await submit_flow_to(jobs, calls, write, connection or lent)
     if connection is not None:
         raise TypeError("give a connection as target, or a store and connection=")
     calls = await pack_all(calls)

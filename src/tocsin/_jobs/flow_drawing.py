@@ -1,10 +1,17 @@
-"""Draw a flow as text."""
+"""Draw a flow as text: a tree, or a diagram in the language of Mermaid."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
-from tocsin import FlowInfo, FlowJob
+if TYPE_CHECKING:
+    from .flow_info import FlowInfo, FlowJob
+
+_ENTITIES: Final = str.maketrans(
+    {"#": "#35;", "&": "#amp;", "<": "#lt;", ">": "#gt;", '"': "#quot;", "\n": " "}
+)
+"""What Mermaid would read as other than text."""
 
 
 def draw_tree(info: FlowInfo) -> str:
@@ -13,9 +20,9 @@ def draw_tree(info: FlowInfo) -> str:
     A job with several parents is below the last of them, and names the rest.
     """
     names = {job.id: job.name for job in info.jobs}
-    parents = {
-        job.id: sorted({e.parent for e in info.edges if e.child == job.id}) for job in info.jobs
-    }
+    parents = {job.id: list[int]() for job in info.jobs}
+    for parent, child in sorted({(e.parent, e.child) for e in info.edges}):
+        parents[child].append(parent)
     children: dict[int | None, list[FlowJob]] = {}
     for job in info.jobs:
         children.setdefault(max(parents[job.id], default=None), []).append(job)
@@ -40,7 +47,6 @@ def draw_mermaid(info: FlowInfo) -> str:
 def _write_mermaid(info: FlowInfo) -> Iterator[str]:
     yield "flowchart TD"
     for job in info.jobs:
-        name = job.name.replace('"', "#quot;")
-        yield f'    j{job.id}["{name}<br>{job.state}"]'
+        yield f'    j{job.id}["{job.name.translate(_ENTITIES)}<br>{job.state}"]'
     for parent, child in sorted({(e.parent, e.child) for e in info.edges}):
         yield f"    j{parent} --> j{child}"
