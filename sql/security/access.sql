@@ -56,7 +56,7 @@ as $$
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks, list_limits, set_limit, job_stats, clear_jobs,
+        list_tasks, list_limits, set_limit, job_stats, task_metrics, clear_jobs,
         list_flows, list_flow_jobs, list_edges, cancel_flow, requeue_flow
     }'::name[]), '{admin}'
     union all

@@ -118,7 +118,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         archived_count, settle_rate, purge_archive,
         purge_queue, delete_queue, queue_metrics, store_stats,
         delete_worker, purge_workers, worker_stats, queue_health, reclaim,
-        list_tasks, list_limits, set_limit, job_stats, clear_jobs,
+        list_tasks, list_limits, set_limit, job_stats, task_metrics, clear_jobs,
         list_flows, list_flow_jobs, list_edges, cancel_flow, requeue_flow
     }'::name[]), '{admin}'
     union all
@@ -7929,6 +7929,73 @@ $$;
 
 
 
+CREATE FUNCTION tocsin.task_metrics(cap integer DEFAULT 10000) RETURNS TABLE(task_name text, waiting bigint, running bigint, failed bigint, success_rate double precision, exact boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+declare
+    t timestamptz := "tocsin"._clock();
+    minute timestamptz := t - interval '1 minute';
+    sample constant integer := 1000;
+    unfinished bigint;
+    factor float8 := 1;
+begin
+    select count(*) into unfinished from (select from "tocsin".messages m limit cap + 1) x;
+    if unfinished > cap then
+        factor := greatest("tocsin"._estimate('select from "tocsin".messages'), unfinished)::float8
+            / cap;
+    end if;
+    return query
+        with waits as (
+            select x.task, (count(*) * factor)::bigint as n
+            from (select m.task, m.state, m.vt from "tocsin".messages m limit cap) x
+            where x.task <> '$tick' and not (x.state = 'leased' and x.vt > t)
+            group by x.task
+        ), runs as (
+            select m.task, count(*) as n
+            from "tocsin".queues q
+            join "tocsin".messages m on m.queue_id = q.id and m.state = 'leased' and m.vt > t
+            where m.task <> '$tick' group by m.task
+        ), ended as (
+            select s.task,
+                max(f.n) filter (where s.outcome is null) as failed,
+                max(r.rate) filter (where s.outcome = 'succeeded') as rate
+            from "tocsin"._job_shelves(null, null) s
+            cross join lateral (
+                select count(*) as n
+                from (select from "tocsin".dead_letters d
+                      where s.outcome is null and d.task is not null and d.task = s.task
+                      limit cap + 1) x) f
+            cross join lateral (
+                select count(*) filter (where x.archived_at > minute)::float8
+                    / case when count(*) < sample then 60
+                          else greatest(extract(epoch from t - greatest(min(x.archived_at), minute)),
+                                        0.01) end as rate
+                from (select a.archived_at from "tocsin".archive a
+                      where s.outcome = 'succeeded' and a.task is not null and a.task = s.task
+                          and a.outcome = s.outcome
+                      order by a.id desc limit sample) x) r
+            where s.outcome is null or s.outcome = 'succeeded'
+            group by s.task
+        )
+        select k.task, coalesce(w.n, 0), coalesce(r.n, 0), coalesce(e.failed, 0),
+            coalesce(e.rate, 0), factor = 1 and coalesce(e.failed, 0) <= cap
+        from (select x.task from waits x union select x.task from runs x
+              union select x.task from ended x) k
+        left join waits w on w.task = k.task
+        left join runs r on r.task = k.task
+        left join ended e on e.task = k.task
+        order by k.task;
+end
+$_$;
+
+
+
 CREATE FUNCTION tocsin.tick(message_id bigint, lease bigint, ticks timestamp with time zone[], next_tick timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
@@ -8799,7 +8866,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:48:00.274006+00', '2026-11-29 20:48:00.29162+00', '2026-11-29 20:48:00.308461+00', '2026-11-30 20:48:00.308461+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:49:14.583673+00', '2026-11-29 20:49:14.60238+00', '2026-11-29 20:49:14.616646+00', '2026-11-30 20:49:14.616646+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8812,21 +8879,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:4
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:48:00.371496+00', '2026-11-29 20:48:00.397748+00', '2026-11-29 20:48:00.39993+00', '2985-03-06 20:48:00.39993+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:49:14.667651+00', '2026-11-29 20:49:14.684128+00', '2026-11-29 20:49:14.685308+00', '2985-03-06 20:49:14.685308+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:48:00.308461+00', '2026-11-29 20:48:00.308461+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:48:00.39993+00', '2026-11-29 20:48:00.39993+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:49:14.616646+00', '2026-11-29 20:49:14.616646+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:49:14.685308+00', '2026-11-29 20:49:14.685308+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:48:00.185101+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:48:00.185134+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:48:00.185141+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:49:14.486627+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:49:14.486646+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:49:14.48665+00');
 
 
 
@@ -8839,11 +8906,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '1705bf8fbedb3f1680b0e3b2cb5e8f04df9a9d2edb2dc270cac9b3c755057dd6');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '07082361646f04fbe8cb602b8ecc35e386fb3a82bf84d594db4caa44be920a51');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:48:00.44071+00', '2026-11-29 20:48:00.444059+00', '2026-11-29 20:48:00.473045+00', 1795985280444059, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:48:00.454559+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:48:00.444059+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:49:14.697247+00', '2026-11-29 20:49:14.700113+00', '2026-11-29 20:49:14.711119+00', 1795985354700113, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:49:14.704256+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:49:14.700113+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8865,43 +8932,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:48:00.44071+0
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:48:58.689269+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:50:13.340355+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:48:00.385262+00', '2026-11-29 20:48:02.397748+00', '2026-11-29 20:48:00.385262+00', '2026-11-29 20:48:00.397748+00', NULL, 1795985280397748, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:48:01.595453+00', '2026-11-29 20:48:01.595453+00', '2026-11-29 20:48:00.432405+00', '2026-11-29 20:48:00.439311+00', NULL, 1795985280439311, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:48:00.454559+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:48:00.439311+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', '2026-11-29 20:48:00.494699+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:48:00.519006+00', '2026-11-29 20:48:00.519006+00', '2026-11-29 20:48:00.519006+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:48:01.524155+00', '2026-11-29 20:48:01.524155+00', '2026-11-29 20:48:00.524155+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:48:01.536172+00', '2026-11-29 20:48:01.536172+00', '2026-11-29 20:48:00.536172+00', NULL, '2026-11-29 20:48:01.036172+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:48:00.544135+00', '2985-03-06 20:48:00.544135+00', '2026-11-29 20:48:00.544135+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:48:00.553526+00', '2026-11-29 20:48:00.553526+00', '2026-11-29 20:48:00.553526+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:49:14.680161+00', '2026-11-29 20:49:16.684128+00', '2026-11-29 20:49:14.680161+00', '2026-11-29 20:49:14.684128+00', NULL, 1795985354684128, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:49:15.847239+00', '2026-11-29 20:49:15.847239+00', '2026-11-29 20:49:14.694878+00', '2026-11-29 20:49:14.696103+00', NULL, 1795985354696103, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:49:14.704256+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:49:14.696103+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', '2026-11-29 20:49:14.734508+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:49:14.742147+00', '2026-11-29 20:49:14.742147+00', '2026-11-29 20:49:14.742147+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:49:15.75591+00', '2026-11-29 20:49:15.75591+00', '2026-11-29 20:49:14.75591+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:49:15.759323+00', '2026-11-29 20:49:15.759323+00', '2026-11-29 20:49:14.759323+00', NULL, '2026-11-29 20:49:15.259323+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:49:14.768081+00', '2985-03-06 20:49:14.768081+00', '2026-11-29 20:49:14.768081+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:49:14.771499+00', '2026-11-29 20:49:14.771499+00', '2026-11-29 20:49:14.771499+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:47:58.689269+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:47:58.689269+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:47:58.689269+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:47:58.689269+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:47:58.689269+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:49:13.340355+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:49:13.340355+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:49:13.340355+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:49:13.340355+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:49:13.340355+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 31742, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:48:00.202355+00', '2026-11-29 20:48:00.267989+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 2885, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:49:14.499632+00', '2026-11-29 20:49:14.566771+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:47:59.754269+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:47:59.789408+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:48:00.56284+00', '2026-11-29 20:47:59.804315+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:49:14.293447+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:49:14.305228+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:49:14.77347+00', '2026-11-29 20:49:14.312491+00', 'tocsin.paused');
 
 
 
@@ -8920,13 +8987,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:48:00.201362+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:49:14.498753+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 31742, '0.1.0', '2026-11-29 20:48:00.210111+00', '2026-11-29 20:48:00.210111+00', '2026-11-29 20:48:00.329581+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 31742, '0.1.0', '2026-11-29 20:48:00.341281+00', '2026-11-29 20:48:00.341281+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 31742, '0.1.0', '2026-11-29 20:48:00.357424+00', '2026-11-29 20:48:00.357424+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 2885, '0.1.0', '2026-11-29 20:49:14.509302+00', '2026-11-29 20:49:14.509302+00', '2026-11-29 20:49:14.629494+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 2885, '0.1.0', '2026-11-29 20:49:14.643587+00', '2026-11-29 20:49:14.643587+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 2885, '0.1.0', '2026-11-29 20:49:14.65715+00', '2026-11-29 20:49:14.65715+00', NULL, NULL);
 
 
 
@@ -10429,6 +10496,10 @@ REVOKE ALL ON FUNCTION tocsin.submit_flow(name text, jobs jsonb) FROM PUBLIC;
 
 
 REVOKE ALL ON FUNCTION tocsin.suspend(worker_id bigint, release boolean, drain boolean) FROM PUBLIC;
+
+
+
+REVOKE ALL ON FUNCTION tocsin.task_metrics(cap integer) FROM PUBLIC;
 
 
 

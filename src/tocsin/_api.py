@@ -26,7 +26,7 @@ from tocsin._jobs.job_info import JobInfo, JobState
 from tocsin._jobs.jobs import Jobs
 from tocsin._jobs.limit_settings import LimitInfo, Limits
 from tocsin._jobs.limits import Limit, Rate
-from tocsin._jobs.listing import JobCount, ListedJob
+from tocsin._jobs.listing import JobCount, ListedJob, TaskMetrics
 from tocsin._jobs.packing import Codec, Packing, PayloadStore
 from tocsin._jobs.planned import Planned
 from tocsin._jobs.progress import Progress
@@ -228,6 +228,7 @@ __all__ = [
     "SubmitOptions",
     "Suspended",
     "Task",
+    "TaskMetrics",
     "TaskOptions",
     "TaskUnknown",
     "TocsinError",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 import tocsin
-from tests.support import connect_blocking
+from tests.support import connect_blocking, since, statements
 from tests.support.commands import Call, one_line
 from tests.support.sweeps import sweep
 from tests.support.terminal import terminal
 from tocsin._cli.render import write_count
+from tocsin._cli.top import look
 from tocsin.embedded import EmbeddedServer
 
 
@@ -31,6 +32,38 @@ def test_once_prints_a_frame(cli: Call, store_dsn: str) -> None:
     assert cli("top").out.splitlines()[0] == queues.splitlines()[0]  # into a pipe it is the same
     frame = cli("top", "--format", "json").json
     assert (frame["queues"][0]["ready"], frame["workers"][0]["name"]) == (2, "a")
+
+
+def test_a_frame_has_the_tasks_that_have_jobs(cli: Call, store_dsn: str) -> None:
+    cli("queue", "create", "q")
+    with connect_blocking(store_dsn) as connection:
+        connection.execute(
+            "select tocsin.enqueue('q', '[]', task => t) from"
+            " unnest('{mail.send,mail.send,a}'::text[]) t"
+        )
+    _, shown, workers = cli("top", "--once").out.split("\n\n")
+    assert workers == "no workers\n"
+    assert [line.split() for line in shown.splitlines()] == [
+        ["TASK", "WAITING", "RUNNING", "FAILED", "DONE/S", "COUNTED"],
+        ["a", "1", "0", "0", "0.0", "exactly"],
+        ["mail.send", "2", "0", "0", "0.0", "exactly"],
+    ]
+    frame = cli("top", "--format", "json").json
+    assert [(task["task"], task["waiting"]) for task in frame["tasks"]] == [
+        ("a", 1),
+        ("mail.send", 2),
+    ]
+
+
+async def test_tasks_cost_a_frame_one_statement(dsn_of_quiet_store: str) -> None:
+    async with tocsin.connect(dsn_of_quiet_store) as store:
+        await store.queues.create("q")
+        await look(store)
+        before = await statements(dsn_of_quiet_store)
+        await look(store)
+        sent = since(before, await statements(dsn_of_quiet_store))
+    assert [n for text, n in sent.items() if "task_metrics" in text] == [1]
+    assert sum(sent.values()) <= 4  # and one for the queues, the workers, and this count
 
 
 @sweep("key", [b"q", b"\x03"], quick=1)

@@ -92,6 +92,22 @@ async def test_counts_by_task_and_state(store: tocsin.Store, store_dsn: str) -> 
     assert large == [(False,)]
 
 
+async def test_the_load_of_each_task(store: tocsin.Store, store_dsn: str) -> None:
+    assert await store.jobs.metrics() == []
+    await in_every_state(store, store_dsn)
+    await store.schedules.set("s", tasks.double.call(1), every=3600)  # its ticks are no jobs
+    double, failing = await store.jobs.metrics()
+    assert double == tocsin.TaskMetrics(tasks.double.name, 1, 1, 0, 1 / 60, True)
+    assert failing == tocsin.TaskMetrics(tasks.fail_with.name, 0, 0, 1, 0, True)
+    await query(
+        store_dsn, "update tocsin.archive set archived_at = archived_at - interval '1 hour'"
+    )
+    assert (await store.jobs.metrics())[0].success_rate == 0
+    assert await query(
+        store_dsn, "select waiting > 1, exact from tocsin.task_metrics(1) where running = 1"
+    ) in ([(False, False)], [(True, False)])
+
+
 async def test_clear_deletes_finished_jobs_also_cancelled_ones(
     store: tocsin.Store, store_dsn: str
 ) -> None:
@@ -205,3 +221,21 @@ def test_a_page_reads_a_page_and_not_the_table(plans: Any, filters: str) -> None
                     "Actual Loops"
                 ]
     assert read < 500
+
+
+def test_the_load_of_tasks_is_read_from_a_part_of_each_table(plans: Any) -> None:
+    statement = "select * from tocsin.task_metrics(100)"
+    for _ in range(8):
+        plans(statement)
+    plans(LARGE)
+    read = 0
+    for text, plan in plans(statement).items():
+        for node in nodes(plan):
+            if re.fullmatch(
+                r"messages|dead_letters|archive(_\d+h_.*|_rest)?", node.get("Relation Name", "")
+            ):
+                # what _estimate asks about is not run
+                rows = node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)
+                assert rows <= 1000, (text, plan)
+                read += rows * node.get("Actual Loops", 0)
+    assert 3 * 1000 <= read < 6000  # of each of three tasks the newest thousand

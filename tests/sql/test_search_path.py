@@ -68,6 +68,7 @@ CALLS = {
     "requeue_flow": "(1)",
     "list_jobs": "(task => 't', queue => 'q', state => 'failed', key => 'k', after => 1)",
     "job_stats": "()",
+    "task_metrics": "()",
     "edit_job": """(tocsin.enqueue('q', '[]', task => 't'), 1, '{"a": 1}')""",
     "requeue_job": "(1)",
     "clear_jobs": "(task => 't', older_than => '1 s')",

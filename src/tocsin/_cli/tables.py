@@ -17,6 +17,7 @@ from tocsin import (
     Queue,
     QueueMetrics,
     Schedule,
+    TaskMetrics,
     WorkerInfo,
 )
 from tocsin._jobs.schedules import Missed
@@ -148,6 +149,19 @@ LIMITS: list[Column[LimitInfo]] = [
     Column("ORDERED", lambda x: "yes" if x.ordered else None),
     Column("HOLDERS", lambda x: x.holders, "number", narrow=True),
     Column("WAITING", lambda x: x.waiting, "number", narrow=True),
+]
+TASKS: list[Column[TaskMetrics]] = [
+    Column("TASK", lambda t: t.task, "name", narrow=True),
+    Column("WAITING", lambda t: t.waiting, "number", narrow=lambda t: write_count(t.waiting)),
+    Column("RUNNING", lambda t: t.running, "number", narrow=lambda t: write_count(t.running)),
+    Column("FAILED", lambda t: t.failed, "number", narrow=lambda t: write_count(t.failed)),
+    Column(
+        "DONE/S",
+        lambda t: f"{t.success_rate:.1f}",
+        "number",
+        narrow=lambda t: write_rate(t.success_rate),
+    ),
+    Column("COUNTED", lambda t: "exactly" if t.exact else "roughly"),
 ]
 SCHEDULES: list[Column[Schedule]] = [
     Column("NAME", lambda s: s.name, "name", narrow=True),

@@ -1,4 +1,4 @@
-"""``tocsin top``: show queues and workers on the whole screen, and update them.
+"""``tocsin top``: show queues, tasks and workers on the whole screen, and update them.
 
 A frame is drawn when a queue's bell rings, but at most ten frames a second. A frame is
 also drawn once a second, because not every change rings the bell. Producers ring only
@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,7 +22,14 @@ import click
 import psycopg
 import trio
 
-from tocsin import ConnectionLost, QueueMetrics, Store, WorkerInfo, WorkerStatus
+from tocsin import (
+    ConnectionLost,
+    QueueMetrics,
+    Store,
+    TaskMetrics,
+    WorkerInfo,
+    WorkerStatus,
+)
 from tocsin._concurrency.nursery import open_nursery_bare
 from tocsin._database.dsn import describe_address
 from tocsin.driver import TrioConnection
@@ -30,7 +37,7 @@ from tocsin.driver import TrioConnection
 from .options import DURATION
 from .program import Command, Common, on_store, pass_common
 from .render import Screen, fit_table, open_console
-from .tables import METRICS, WORKERS
+from .tables import METRICS, TASKS, WORKERS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -51,6 +58,8 @@ class Frame:
 
     queues: list[QueueMetrics]
     """All queues."""
+    tasks: Sequence[TaskMetrics]
+    """All tasks that have jobs."""
     workers: list[WorkerInfo]
     """Workers that are not stopped."""
 
@@ -71,11 +80,14 @@ class Frame:
 async def top(
     store: Store, screen: Screen, common: Common, *, once: bool, interval: timedelta
 ) -> None:
-    """Show queues and workers on the whole screen, and update them. Leave with q."""
+    """Show queues, tasks and workers on the whole screen, and update them.
+
+    Leave with q. Tasks are shown while there are jobs.
+    """
     if interval <= timedelta(0):
         raise ValueError("--interval must be greater than 0")
     if once or screen.json or not sys.stdout.isatty():
-        frame = await _look(store)
+        frame = await look(store)
         if screen.json:
             screen.record(frame)
         else:
@@ -96,9 +108,10 @@ async def top(
                 nursery.cancel_scope.cancel()
 
 
-async def _look(store: Store) -> Frame:
+async def look(store: Store) -> Frame:
+    """Return what a frame shows."""
     workers = [w for w in await store.workers.list() if w.status != WorkerStatus.STOPPED]
-    return Frame(await store.queues.metrics(), workers)
+    return Frame(await store.queues.metrics(), await store.jobs.metrics(), workers)
 
 
 def _draw(frame: Frame, console: Console) -> RenderableType:
@@ -107,7 +120,8 @@ def _draw(frame: Frame, console: Console) -> RenderableType:
 
     queues = fit_table(console, frame.queues, METRICS) if frame.queues else Text("no queues")
     workers = fit_table(console, frame.workers, WORKERS) if frame.workers else Text("no workers")
-    return Group(queues, Text(), workers)
+    tasks = (fit_table(console, frame.tasks, TASKS), Text()) if frame.tasks else ()
+    return Group(queues, Text(), *tasks, workers)
 
 
 async def _show(live: Live, store: Store, common: Common, where: str, interval: float) -> NoReturn:
@@ -129,7 +143,7 @@ async def _show(live: Live, store: Store, common: Common, where: str, interval: 
                             psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel))
                         )
                         heard.add(channel)
-                    frame = _draw(await _look(store), live.console)
+                    frame = _draw(await look(store), live.console)
                     live.update(
                         Group(Text(f"tocsin top  {where}  (q to leave)\n", "dim"), frame),
                         refresh=True,

@@ -94,6 +94,24 @@ class JobCount:
     """Whether the number is exact; a large one is an estimate."""
 
 
+@attrs.frozen
+class TaskMetrics:
+    """The load of a task."""
+
+    task: str
+    """Name of the task."""
+    waiting: int
+    """How many of its jobs wait."""
+    running: int
+    """How many run."""
+    failed: int
+    """How many are dead letters."""
+    success_rate: float
+    """How many have succeeded per second, in the last minute."""
+    exact: bool
+    """Whether the numbers are exact; large ones are estimates."""
+
+
 class JobLists:
     """The jobs of a store in lists and counts."""
 
@@ -184,6 +202,22 @@ class JobLists:
             "select * from tocsin.job_stats() order by task_name, job_state"
         )
         return [JobCount(*row) for row in rows]
+
+    async def metrics(self) -> Sequence[TaskMetrics]:
+        """Return the load of each task, by name.
+
+        The call costs the same whatever waits or is archived, so it can be repeated;
+        `stats` counts more.
+
+        Raises:
+            PermissionDenied: The role is no administrator.
+            ConnectionLost: The database did not answer.
+
+        Cancellation:
+            Changes nothing.
+        """
+        rows = await self._database.fetch("select * from tocsin.task_metrics()")
+        return [TaskMetrics(*row) for row in rows]
 
     async def clear(
         self,
