@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -108,6 +109,49 @@ async def test_an_error_undoes_effects_and_completion(
     async with working(store, fail):
         job = await fail.submit(store)
         assert await job.result(timeout=PATIENCE) == "attempt 2"
+    assert await effects() == [job.id]
+
+
+async def test_a_function_that_returns_after_a_rollback_is_not_done(
+    store: tocsin.Store, effects: Effects
+) -> None:
+    @tocsin.task(name="goes on", queue="q", retry=0, max_attempts=2)
+    async def go_on() -> str:
+        job = tocsin.current_job()
+        with suppress(OSError):
+            async with job.transaction() as connection:
+                await connection.execute(EFFECT, [job.id])
+                await job.done("done")
+                if job.attempt == 1:
+                    raise OSError("lost")
+        return "returned" if job.attempt == 1 else "done"
+
+    async with working(store, go_on):
+        job = await go_on.submit(store)
+        assert await job.result(timeout=PATIENCE) == "done"
+    assert (await job.info()).attempts == 2
+    assert await effects() == [job.id]
+
+
+async def test_a_second_transaction_may_finish_what_the_first_one_has_not(
+    store: tocsin.Store, effects: Effects
+) -> None:
+    @tocsin.task(name="repeats", queue="q")
+    async def repeat() -> str:
+        job = tocsin.current_job()
+        for number in range(2):
+            with suppress(OSError):
+                async with job.transaction() as connection:
+                    await connection.execute(EFFECT, [job.id])
+                    await job.done(f"transaction {number}")
+                    if number == 0:
+                        raise OSError("lost")
+        return "transaction 1"
+
+    async with working(store, repeat):
+        job = await repeat.submit(store)
+        assert await job.result(timeout=PATIENCE) == "transaction 1"
+    assert (await job.info()).attempts == 1
     assert await effects() == [job.id]
 
 

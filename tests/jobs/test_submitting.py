@@ -103,7 +103,7 @@ async def test_calls_of_a_moment_share_a_statement(dsn_of_quiet_store: str) -> N
             for number in range(50):
                 nursery.start_soon(submit, number)
         ran = since(before, await statements(dsn))
-        assert sum(n for text, n in ran.items() if "enqueue" in text) <= 3
+        assert 1 <= sum(n for text, n in ran.items() if "enqueue" in text) <= 3
         async with working(store, tasks.double):
             results = {job.id: await job.result(timeout=PATIENCE) for job in jobs}
     assert sorted(results.values()) == [2 * n for n in range(50)]
