@@ -34,6 +34,12 @@ select q.id, t, t, t, jsonb_build_object('n', n), %s
 from tocsin.queues q, clock_timestamp() t, generate_series(1, %s::integer) n
 where q.name = %s
 """
+_BLOCKED = f"""
+insert into tocsin.messages ({COLUMNS}, options, priority)
+select q.id, t, t, t, '"limited"', '{{"limits": [{{"name": "one", "n": 1}}]}}', -1
+from tocsin.queues q, clock_timestamp() t, generate_series(1, %s::integer) n
+where q.name = %s
+"""
 _DELAYED = f"""
 insert into tocsin.messages ({COLUMNS}, state)
 select q.id, due, due, t, jsonb_build_object('n', n), 'delayed'
@@ -73,9 +79,20 @@ async def fill_jobs(dsn: str, queue: str, task: str, ready: int) -> None:
     await vacuum(dsn)
 
 
+async def block(dsn: str, queue: str, count: int) -> None:
+    """Add messages with one limit to a queue, which has one slot.
+
+    Cancellation:
+        All messages have been added, or none.
+    """
+    if count:
+        await execute(dsn, _BLOCKED.encode(), count, queue)
+        await vacuum(dsn)
+
+
 async def vacuum(dsn: str) -> None:
     """Vacuum and analyze the tables of messages."""
-    for table in ("messages", "archive"):
+    for table in ("messages", "archive", "slots"):
         await execute(dsn, sql.SQL("vacuum (analyze) {}").format(sql.Identifier("tocsin", table)))
 
 

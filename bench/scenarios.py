@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from . import (
+    blocked,
     commands,
     comparison,
     concurrent,
@@ -46,6 +47,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "metrics": metrics.measure,
         "jobs": jobs.measure,
         "job_result": jobs.measure_results,
+        "blocked": blocked.measure,
     }
 )
 NOT_BY_DEFAULT = frozenset(("enqueue_concurrent", "herd", "idle"))

@@ -180,11 +180,19 @@ def test_throughput(server: servers.Server, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_jobs(server: servers.Server, tmp_path: Path) -> None:
     saved = tmp_path / "results.json"
-    ended = run(server, "--only", "jobs", "--only", "job_result", "--json", saved)
+    ended = run(
+        server, "--only", "jobs", "--only", "job_result", "--only", "blocked", "--json", saved
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     records = {r["scenario"]: r for r in json.loads(saved.read_text())}
     check_shape(list(records.values()))
-    assert records.keys() >= {"jobs", "job_result.p50", "job_result.p99"}
+    assert records.keys() >= {
+        "jobs",
+        "job_result.p50",
+        "job_result.p99",
+        "blocked",
+        "blocked.handover",
+    }
     assert all(r["value"] > 0 for r in records.values())
 
 
