@@ -82,5 +82,6 @@ create table tocsin.rates (
     next_at  timestamptz not null,
     primary key (limit_id, key)
 );
+create index rates_past on tocsin.rates (limit_id, next_at);
 comment on column tocsin.rates.next_at is
     'The theoretical arrival time: when the next message is due if the key has no burst.';

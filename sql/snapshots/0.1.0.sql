@@ -1,4 +1,4 @@
--- migrations 353dff43bcccffa4acf5c999850140ab5f228e2fdc71df4d48129e844a5d8de7
+-- migrations aae72469d71ba84c82fc99bcbc4949a3cb77f38c45f3a2e8f81d3eb1420fd43a
 
 
 
@@ -4442,6 +4442,10 @@ declare
 begin
     select x.next_at into next_at from "tocsin".rates x where x.limit_id = l.id and x.key = s.key;
     due_at := greatest(t, next_at - make_interval(secs => step * (l.burst - 1)));
+    -- a time in the past is as none: each message with a new key lets two of them go
+    delete from "tocsin".rates x where x.ctid = any (array(
+        select y.ctid from "tocsin".rates y
+        where y.limit_id = l.id and y.next_at <= t order by y.next_at limit 2));
     insert into "tocsin".rates as x (limit_id, key, next_at)
     values (l.id, s.key, greatest(next_at, due_at) + make_interval(secs => step))
     on conflict (limit_id, key) do update set next_at = excluded.next_at;
@@ -8866,7 +8870,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:50:11.981273+00', '2026-11-29 20:50:11.994619+00', '2026-11-29 20:50:12.00785+00', '2026-11-30 20:50:12.00785+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:53:56.957723+00', '2026-11-29 20:53:57.000182+00', '2026-11-29 20:53:57.034355+00', '2026-11-30 20:53:57.034355+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8879,21 +8883,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:50:12.040368+00', '2026-11-29 20:50:12.055587+00', '2026-11-29 20:50:12.060234+00', '2985-03-06 20:50:12.060234+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:53:57.116814+00', '2026-11-29 20:53:57.155776+00', '2026-11-29 20:53:57.167831+00', '2985-03-06 20:53:57.167831+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:50:12.00785+00', '2026-11-29 20:50:12.00785+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:50:12.060234+00', '2026-11-29 20:50:12.060234+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:53:57.034355+00', '2026-11-29 20:53:57.034355+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:53:57.167831+00', '2026-11-29 20:53:57.167831+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:50:11.87854+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:50:11.87856+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:50:11.878564+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:53:56.758842+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:53:56.758877+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:53:56.758884+00');
 
 
 
@@ -8906,11 +8910,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '07082361646f04fbe8cb602b8ecc35e386fb3a82bf84d594db4caa44be920a51');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'f286107ce8c8fa2191fb89d75753837c3025c09c54c7b016d4f6ba4467a22016');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:50:12.103527+00', '2026-11-29 20:50:12.107996+00', '2026-11-29 20:50:12.122483+00', 1795985412107996, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:50:12.10986+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:50:12.107996+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:53:57.216752+00', '2026-11-29 20:53:57.231863+00', '2026-11-29 20:53:57.284479+00', 1795985637231863, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:53:57.256601+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:53:57.231863+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8932,43 +8936,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:50:12.103527+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:51:10.457692+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:54:54.819448+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:50:12.047758+00', '2026-11-29 20:50:14.055587+00', '2026-11-29 20:50:12.047758+00', '2026-11-29 20:50:12.055587+00', NULL, 1795985412055587, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:50:13.306082+00', '2026-11-29 20:50:13.306082+00', '2026-11-29 20:50:12.087576+00', '2026-11-29 20:50:12.095577+00', NULL, 1795985412095577, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:50:12.10986+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:50:12.095577+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', '2026-11-29 20:50:12.148936+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:50:12.159505+00', '2026-11-29 20:50:12.159505+00', '2026-11-29 20:50:12.159505+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:50:13.167477+00', '2026-11-29 20:50:13.167477+00', '2026-11-29 20:50:12.167477+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:50:13.183512+00', '2026-11-29 20:50:13.183512+00', '2026-11-29 20:50:12.183512+00', NULL, '2026-11-29 20:50:12.683512+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:50:12.187972+00', '2985-03-06 20:50:12.187972+00', '2026-11-29 20:50:12.187972+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:50:12.199505+00', '2026-11-29 20:50:12.199505+00', '2026-11-29 20:50:12.199505+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:53:57.142511+00', '2026-11-29 20:53:59.155776+00', '2026-11-29 20:53:57.142511+00', '2026-11-29 20:53:57.155776+00', NULL, 1795985637155776, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:53:58.332054+00', '2026-11-29 20:53:58.332054+00', '2026-11-29 20:53:57.199649+00', '2026-11-29 20:53:57.210889+00', NULL, 1795985637210889, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:53:57.256601+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:53:57.210889+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:53:57.363592+00', '2026-11-29 20:53:57.363592+00', '2026-11-29 20:53:57.363592+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:53:58.37828+00', '2026-11-29 20:53:58.37828+00', '2026-11-29 20:53:57.37828+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:53:58.389714+00', '2026-11-29 20:53:58.389714+00', '2026-11-29 20:53:57.389714+00', NULL, '2026-11-29 20:53:57.889714+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:53:57.404795+00', '2985-03-06 20:53:57.404795+00', '2026-11-29 20:53:57.404795+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:53:57.419689+00', '2026-11-29 20:53:57.419689+00', '2026-11-29 20:53:57.419689+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:50:10.457692+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:50:10.457692+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:50:10.457692+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:50:10.457692+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:50:10.457692+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:53:54.819448+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:53:54.819448+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:53:54.819448+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:53:54.819448+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:53:54.819448+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 5457, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:50:11.902015+00', '2026-11-29 20:50:11.966562+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 14347, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:53:56.802367+00', '2026-11-29 20:53:56.933372+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:50:11.524793+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:50:11.544891+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:50:12.204719+00', '2026-11-29 20:50:11.556793+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:53:56.353233+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:53:56.38193+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:53:57.428137+00', '2026-11-29 20:53:56.397634+00', 'tocsin.paused');
 
 
 
@@ -8987,13 +8991,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:50:11.901024+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:53:56.801265+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 5457, '0.1.0', '2026-11-29 20:50:11.913043+00', '2026-11-29 20:50:11.913043+00', '2026-11-29 20:50:12.020489+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 5457, '0.1.0', '2026-11-29 20:50:12.024506+00', '2026-11-29 20:50:12.024506+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 5457, '0.1.0', '2026-11-29 20:50:12.036522+00', '2026-11-29 20:50:12.036522+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 14347, '0.1.0', '2026-11-29 20:53:56.828147+00', '2026-11-29 20:53:56.828147+00', '2026-11-29 20:53:57.052768+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 14347, '0.1.0', '2026-11-29 20:53:57.076654+00', '2026-11-29 20:53:57.076654+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 14347, '0.1.0', '2026-11-29 20:53:57.096189+00', '2026-11-29 20:53:57.096189+00', NULL, NULL);
 
 
 
@@ -9301,6 +9305,10 @@ CREATE INDEX messages_ready ON tocsin.messages USING btree (queue_id, priority, 
 
 
 CREATE INDEX messages_timed ON tocsin.messages USING btree (queue_id, state, vt) WHERE (state = ANY (ARRAY['delayed'::tocsin.message_state, 'leased'::tocsin.message_state]));
+
+
+
+CREATE INDEX rates_past ON tocsin.rates USING btree (limit_id, next_at);
 
 
 

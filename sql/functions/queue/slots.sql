@@ -314,6 +314,10 @@ declare
 begin
     select x.next_at into next_at from tocsin.rates x where x.limit_id = l.id and x.key = s.key;
     due_at := greatest(t, next_at - make_interval(secs => step * (l.burst - 1)));
+    -- a time in the past is as none: each message with a new key lets two of them go
+    delete from tocsin.rates x where x.ctid = any (array(
+        select y.ctid from tocsin.rates y
+        where y.limit_id = l.id and y.next_at <= t order by y.next_at limit 2));
     insert into tocsin.rates as x (limit_id, key, next_at)
     values (l.id, s.key, greatest(next_at, due_at) + make_interval(secs => step))
     on conflict (limit_id, key) do update set next_at = excluded.next_at;

@@ -197,6 +197,16 @@ async def test_due_times_of_a_rate_are_exact_with_concurrent_producers(
     assert gaps == [(None,), *[(3600,)] * 9]
 
 
+async def test_a_rate_forgets_the_keys_whose_time_is_over(
+    store: tocsin.Store, store_dsn: str, queue: str
+) -> None:
+    async with store.consumer(queue) as consumer:
+        for key in range(20):
+            await enqueue(store_dsn, limit("api", 1000, f"k{key}", per=0.001))
+            assert len(await claimed(consumer)) == 1
+    assert len(await query(store_dsn, "select key from tocsin.rates")) < 3
+
+
 async def dequeue_all(consumer: tocsin.Consumer, got: list[tocsin.Message]) -> None:
     """Claim until no message waits for a scan."""
     while found := await consumer.dequeue(20):
