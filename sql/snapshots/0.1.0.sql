@@ -5599,7 +5599,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.enqueue_jobs(jobs jsonb) RETURNS bigint[]
+CREATE FUNCTION tocsin.enqueue_jobs(jobs jsonb, first_index integer DEFAULT 0) RETURNS bigint[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -5634,6 +5634,10 @@ begin
         where ids[j.n] is null
         order by x.queue, x.key, j.n
     loop
+        perform "tocsin"._check_payloads(
+            "tocsin"._check_enqueue_options(part.queue, part.delay, part.at, part.expires_in,
+                                          part.max_deliveries, part.worker_id),
+            jsonb_build_array(coalesce(part.payload, 'null')), first_index + part.place - 1);
         ids[part.place] := "tocsin".enqueue(
             part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,
             part.headers, part.key, part.expires_in, part.max_deliveries,
@@ -8870,7 +8874,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:53:56.957723+00', '2026-11-29 20:53:57.000182+00', '2026-11-29 20:53:57.034355+00', '2026-11-30 20:53:57.034355+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:55:19.250307+00', '2026-11-29 20:55:19.264921+00', '2026-11-29 20:55:19.27927+00', '2026-11-30 20:55:19.27927+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8883,21 +8887,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:53:57.116814+00', '2026-11-29 20:53:57.155776+00', '2026-11-29 20:53:57.167831+00', '2985-03-06 20:53:57.167831+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:55:19.329165+00', '2026-11-29 20:55:19.3384+00', '2026-11-29 20:55:19.343994+00', '2985-03-06 20:55:19.343994+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:53:57.034355+00', '2026-11-29 20:53:57.034355+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:53:57.167831+00', '2026-11-29 20:53:57.167831+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:55:19.27927+00', '2026-11-29 20:55:19.27927+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:55:19.343994+00', '2026-11-29 20:55:19.343994+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:53:56.758842+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:53:56.758877+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:53:56.758884+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:55:19.148477+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:55:19.14851+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:55:19.148516+00');
 
 
 
@@ -8910,11 +8914,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'f286107ce8c8fa2191fb89d75753837c3025c09c54c7b016d4f6ba4467a22016');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'd96c73a6a4680bcbbbc0bfd53a8386d796b8a188ff335ab3a2feca35fa8ba33d');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:53:57.216752+00', '2026-11-29 20:53:57.231863+00', '2026-11-29 20:53:57.284479+00', 1795985637231863, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:53:57.256601+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:53:57.231863+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:55:19.357382+00', '2026-11-29 20:55:19.359963+00', '2026-11-29 20:55:19.389139+00', 1795985719359963, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:55:19.362429+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:55:19.359963+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8936,43 +8940,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:53:57.216752+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:54:54.819448+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 20:56:18.145305+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:53:57.142511+00', '2026-11-29 20:53:59.155776+00', '2026-11-29 20:53:57.142511+00', '2026-11-29 20:53:57.155776+00', NULL, 1795985637155776, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:53:58.332054+00', '2026-11-29 20:53:58.332054+00', '2026-11-29 20:53:57.199649+00', '2026-11-29 20:53:57.210889+00', NULL, 1795985637210889, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:53:57.256601+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:53:57.210889+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', '2026-11-29 20:53:57.326515+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:53:57.363592+00', '2026-11-29 20:53:57.363592+00', '2026-11-29 20:53:57.363592+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:53:58.37828+00', '2026-11-29 20:53:58.37828+00', '2026-11-29 20:53:57.37828+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:53:58.389714+00', '2026-11-29 20:53:58.389714+00', '2026-11-29 20:53:57.389714+00', NULL, '2026-11-29 20:53:57.889714+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:53:57.404795+00', '2985-03-06 20:53:57.404795+00', '2026-11-29 20:53:57.404795+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:53:57.419689+00', '2026-11-29 20:53:57.419689+00', '2026-11-29 20:53:57.419689+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:55:19.335007+00', '2026-11-29 20:55:21.3384+00', '2026-11-29 20:55:19.335007+00', '2026-11-29 20:55:19.3384+00', NULL, 1795985719338400, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:55:20.469235+00', '2026-11-29 20:55:20.469235+00', '2026-11-29 20:55:19.352749+00', '2026-11-29 20:55:19.356149+00', NULL, 1795985719356149, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:55:19.362429+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:55:19.356149+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', '2026-11-29 20:55:19.41339+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:55:19.422837+00', '2026-11-29 20:55:19.422837+00', '2026-11-29 20:55:19.422837+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:55:20.424766+00', '2026-11-29 20:55:20.424766+00', '2026-11-29 20:55:19.424766+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:55:20.427027+00', '2026-11-29 20:55:20.427027+00', '2026-11-29 20:55:19.427027+00', NULL, '2026-11-29 20:55:19.927027+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:55:19.428404+00', '2985-03-06 20:55:19.428404+00', '2026-11-29 20:55:19.428404+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:55:19.429136+00', '2026-11-29 20:55:19.429136+00', '2026-11-29 20:55:19.429136+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:53:54.819448+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:53:54.819448+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:53:54.819448+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:53:54.819448+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:53:54.819448+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:55:18.145305+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:55:18.145305+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:55:18.145305+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:55:18.145305+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:55:18.145305+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 14347, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:53:56.802367+00', '2026-11-29 20:53:56.933372+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 17006, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:55:19.182376+00', '2026-11-29 20:55:19.242923+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:53:56.353233+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:53:56.38193+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:53:57.428137+00', '2026-11-29 20:53:56.397634+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:55:18.882641+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:55:18.893285+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:55:19.430636+00', '2026-11-29 20:55:18.895567+00', 'tocsin.paused');
 
 
 
@@ -8991,13 +8995,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:53:56.801265+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:55:19.178297+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 14347, '0.1.0', '2026-11-29 20:53:56.828147+00', '2026-11-29 20:53:56.828147+00', '2026-11-29 20:53:57.052768+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 14347, '0.1.0', '2026-11-29 20:53:57.076654+00', '2026-11-29 20:53:57.076654+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 14347, '0.1.0', '2026-11-29 20:53:57.096189+00', '2026-11-29 20:53:57.096189+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 17006, '0.1.0', '2026-11-29 20:55:19.19592+00', '2026-11-29 20:55:19.19592+00', '2026-11-29 20:55:19.288433+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 17006, '0.1.0', '2026-11-29 20:55:19.300729+00', '2026-11-29 20:55:19.300729+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 17006, '0.1.0', '2026-11-29 20:55:19.314351+00', '2026-11-29 20:55:19.314351+00', NULL, NULL);
 
 
 
@@ -10227,7 +10231,7 @@ REVOKE ALL ON FUNCTION tocsin.enqueue_each(queue text, messages jsonb) FROM PUBL
 
 
 
-REVOKE ALL ON FUNCTION tocsin.enqueue_jobs(jobs jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tocsin.enqueue_jobs(jobs jsonb, first_index integer) FROM PUBLIC;
 
 
 

@@ -12,7 +12,7 @@ import trio
 
 import tocsin
 from tests.jobs import tasks
-from tests.support import PATIENCE, open_connection, query, until_blocked
+from tests.support import PATIENCE, move_clock, open_connection, query, until_blocked
 from tests.support.flows import end, lease, states
 from tests.support.jobs import working
 
@@ -164,6 +164,21 @@ async def test_a_flow_is_not_ended_while_one_of_its_jobs_is_requeued(
     assert (await store.flows.get(chain.id)).summary.ended_at is None
     async with working(store, tasks.double):
         assert await a.result(timeout=PATIENCE) == 2
+
+
+async def test_maintenance_keeps_the_dead_letters_of_a_flow_until_it_has_ended(
+    store: tocsin.Store, store_dsn: str, chain: tocsin.Flow
+) -> None:
+    await store.queues.update("default", dead_letter_retention=60)
+    a, b = await find(store, chain, "a"), await find(store, chain, "b")
+    await lease(store_dsn, a.id)
+    async with open_connection(store_dsn) as connection:
+        await end(connection, a.id, succeeds=False)
+    await move_clock(store_dsn, 120)
+    assert (await store.maintain()).dead_letters_purged == 0
+    assert await states(store, chain) == {"a": "failed", "b": "waiting"}
+    await b.cancel()
+    assert (await store.maintain()).dead_letters_purged == 1
 
 
 SUBMISSIONS = {

@@ -272,7 +272,7 @@ async def test_many_are_submitted_in_one_statement(dsn_of_quiet_store: str) -> N
         )
         ran = since(before, await statements(dsn))
         assert [(text, n) for text, n in ran.items() if "enqueue" in text] == [
-            ('select "tocsin".enqueue_jobs($1::jsonb)', 1)
+            ('select "tocsin".enqueue_jobs($1::jsonb, $2)', 1)
         ]
         found = [await message(store, job) for job in jobs]
     assert [m.payload for m in found] == [{"number": n} for n in (1, 2, 3, 4)]
@@ -283,14 +283,27 @@ async def test_many_are_submitted_in_one_statement(dsn_of_quiet_store: str) -> N
 
 async def test_many_are_submitted_all_or_none(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("default", max_payload=20)
-    with pytest.raises(tocsin.PayloadTooLarge):
-        await store.jobs.submit_many(
-            [tasks.double.call(1), tasks.double.call(10**20), tasks.double.call(2)]
-        )
+    for options in tocsin.SubmitOptions(), tocsin.SubmitOptions(key="k"):
+        large = tasks.double.using(**options).call(10**20)
+        with pytest.raises(tocsin.PayloadTooLarge) as refused:
+            await store.jobs.submit_many([tasks.double.call(1), large, tasks.double.call(2)])
+        assert refused.value.index == 1
     with pytest.raises(tocsin.QueueNotFound, match="other"):
         await store.jobs.submit_many([tasks.double.call(1), tasks.elsewhere.call(1)])
     assert await query(store_dsn, "select * from tocsin.messages") == []
     assert await store.jobs.submit_many([]) == []
+
+
+async def test_an_error_names_the_index_over_several_statements(store: tocsin.Store) -> None:
+    @tocsin.task(name="keep")
+    async def keep(value: dict[str, int]) -> None:
+        raise NotImplementedError
+
+    await store.queues.ensure("default", forbidden_keys=["secret"])
+    calls = [keep.call({"secret" if n == 3500 else "open": n}) for n in range(4001)]
+    with pytest.raises(tocsin.PayloadInvalid) as refused:
+        await keep.submit_many(store, calls)
+    assert refused.value.index == 3500
 
 
 async def test_any_number_can_be_submitted(store: tocsin.Store) -> None:

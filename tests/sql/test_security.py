@@ -471,6 +471,44 @@ async def test_a_producer_can_neither_read_nor_settle_nor_claim_nor_purge(cast: 
     assert await query(cast.dsn, "select payload from tocsin.messages") == [("secret",)]
 
 
+async def test_a_role_with_a_grant_learns_that_a_task_is_unknown_and_no_other_role_does(
+    cast: Cast, new_role: Callable[..., str]
+) -> None:
+    for queue in ("granted", "closed"):
+        async with tocsin.connect(cast.dsn) as owners:
+            task = tocsin.task(name=f"of_{queue}", queue=queue)(_do_nothing)
+            async with owners.worker([task]):
+                pass
+    without = new_role("without", cast.roles.producer)
+    submit = "select tocsin.submit('{}')"
+    assert await query(cast.as_(cast.producer), submit.format("of_granted"))
+    for role, task_name, refused in (
+        (cast.producer, "of_closed", "TC030"),
+        (cast.producer, "of_nothing", "TC041"),
+        (without, "of_closed", "TC030"),
+        (without, "of_nothing", "TC030"),
+        (cast.stranger, "of_nothing", "42501"),
+    ):
+        with pytest.raises(psycopg.Error) as error:
+            await query(cast.as_(role), submit.format(task_name))
+        assert error.value.sqlstate == refused, (role, task_name)
+
+
+async def test_a_producer_edits_jobs_of_the_queues_it_was_granted(cast: Cast) -> None:
+    for queue in ("granted", "closed"):
+        ((job,),) = await query(cast.dsn, f"select tocsin.enqueue('{queue}', '[]', task => 't')")
+        edit = f"select tocsin.edit_job({job}, 1, '[2]')"
+        if queue == "granted":
+            assert await query(cast.as_(cast.producer), edit) == [(job,)]
+            continue
+        with pytest.raises(psycopg.Error, match='may not change messages of queue "closed"'):
+            await query(cast.as_(cast.producer), edit)
+
+
+async def _do_nothing() -> None:
+    pass
+
+
 async def test_a_producer_changes_what_waits_in_the_queues_it_was_granted_and_nowhere_else(
     cast: Cast,
 ) -> None:

@@ -172,8 +172,10 @@ $$;
 
 -- Submits all jobs of a JSON array, or none if one is refused; returns the ids in the
 -- order of the jobs. A job is an object with its queue and its task, and with the
--- arguments of tocsin.enqueue that it chooses.
-create or replace function tocsin.enqueue_jobs(jobs jsonb) returns bigint[]
+-- arguments of tocsin.enqueue that it chooses. `first_index` is the index of the call's
+-- first job, so that an error names the caller's index.
+create or replace function tocsin.enqueue_jobs(jobs jsonb, first_index integer default 0)
+    returns bigint[]
 language plpgsql
 as $$
 declare
@@ -207,6 +209,10 @@ begin
         where ids[j.n] is null
         order by x.queue, x.key, j.n
     loop
+        perform tocsin._check_payloads(
+            tocsin._check_enqueue_options(part.queue, part.delay, part.at, part.expires_in,
+                                          part.max_deliveries, part.worker_id),
+            jsonb_build_array(coalesce(part.payload, 'null')), first_index + part.place - 1);
         ids[part.place] := tocsin.enqueue(
             part.queue, coalesce(part.payload, 'null'), part.delay, part.at, part.priority,
             part.headers, part.key, part.expires_in, part.max_deliveries,

@@ -24,7 +24,7 @@ from .packing import run_packing
 
 R = TypeVar("R")
 
-ENQUEUE_JOBS: Final = "select tocsin.enqueue_jobs(%s::jsonb)"
+ENQUEUE_JOBS: Final = "select tocsin.enqueue_jobs(%s::jsonb, %s)"
 """Some jobs of a batch; takes what `SubmissionBatch.statements` gives."""
 
 
@@ -184,9 +184,11 @@ class SubmissionBatch:
         return len(self._chunks) == 1
 
     def statements(self) -> Iterator[Parameters]:
-        """Yield the argument of ``tocsin.enqueue_jobs`` for each statement."""
+        """Yield the arguments of ``tocsin.enqueue_jobs`` for each statement."""
+        first = 0
         for texts in self._chunks:
-            yield [f"[{','.join(texts)}]"]
+            yield [f"[{','.join(texts)}]", str(first)]
+            first += len(texts)
 
 
 def _chunk(texts: Iterator[str]) -> Iterator[list[str]]:
