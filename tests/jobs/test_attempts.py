@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import suppress
 from typing import Any
@@ -173,6 +174,28 @@ async def test_a_function_that_blocks_the_event_loop_is_named(
     async with working(store, tasks.double):
         await (await tasks.double.submit(store, 1)).result(timeout=PATIENCE)
     assert f"handler {tasks.double.name} blocked the event loop" in caplog.text
+
+
+async def test_the_time_of_an_attempt_ends_with_it(store: tocsin.Store) -> None:
+    """The next job, which has any time, runs on in the same task of the worker."""
+    deadlines: list[float] = []
+
+    @tocsin.task(name="note", timeout=None, max_attempts=1)
+    async def note(number: int) -> str:
+        deadlines.append(tocsin.current_job().deadline)
+        await trio.lowlevel.checkpoint()
+        if number < 200:
+            return "quick"
+        assert deadlines.pop() == math.inf
+        while trio.current_time() < max(deadlines) + 0.05:
+            await trio.lowlevel.checkpoint()
+        return "slow"
+
+    await store.queues.ensure("default")
+    calls = [note.using(timeout=0.3).call(n) for n in range(200)]
+    jobs = await note.submit_many(store, [*calls, note.call(200)])
+    async with working(store, note):
+        assert await jobs[-1].result(timeout=PATIENCE) == "slow"
 
 
 async def test_defaults_of_the_function_count_when_the_job_runs(store: tocsin.Store) -> None:
