@@ -113,6 +113,19 @@ async def test_a_wait_has_a_limit(store: tocsin.Store, job: tocsin.Job[int]) -> 
     assert (await job.info()).state == "waiting"
 
 
+async def test_any_job_is_waited_for_by_its_id(store: tocsin.Store, job: tocsin.Job[int]) -> None:
+    """Whatever its task is, and however it ends."""
+    with pytest.raises(trio.TooSlowError):
+        await store.jobs.wait(job.id, timeout=0)
+    async with working(store, tasks.double, tasks.leave):
+        assert (await store.jobs.wait(job.id, timeout=PATIENCE)).result == 42
+        failing = await tasks.leave.submit(store, 1)
+        failed = await store.jobs.wait(failing.id, timeout=PATIENCE)
+        assert (failed.state, failed.error) == ("failed", "SystemExit: 1")
+    with pytest.raises(tocsin.JobNotFound):
+        await store.jobs.wait(10**9)
+
+
 async def test_a_cancelled_job_has_no_result(
     store: tocsin.Store, store_dsn: str, job: tocsin.Job[int]
 ) -> None:

@@ -220,6 +220,25 @@ async def test_sql_refuses_options_out_of_their_range(
     assert refused.value.sqlstate == "TC022"
 
 
+async def test_a_job_is_submitted_by_the_name_of_its_task(store: tocsin.Store) -> None:
+    await store.queues.ensure("default")
+    with pytest.raises(tocsin.TaskUnknown):
+        await store.jobs.submit_by_name(tasks.double.name, [1])
+    async with working(store, tasks.double):
+        job_id = await store.jobs.submit_by_name(tasks.double.name, {"number": 4})
+        assert (await store.jobs.wait(job_id, timeout=PATIENCE)).result == 8
+        job_id = await store.jobs.submit_by_name(
+            tasks.double.name, [1], delay=60, priority=2, key="k", headers={"a": 1}, max_attempts=2
+        )
+        found = await store.messages.get(job_id)
+        assert (found.state, found.priority, found.key) == ("delayed", 2, "k")
+        assert (found.headers, found.max_deliveries) == ({"a": 1}, 2)
+        with pytest.raises(TypeError, match="no option queue"):
+            await store.jobs.submit_by_name("t", queue="q")  # type: ignore[call-arg]
+        with pytest.raises(ValueError, match="array or object"):
+            await store.jobs.submit_by_name(tasks.double.name, 1)
+
+
 async def test_a_queue_is_deleted_with_its_tasks(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("default")
     async with store.worker([tasks.double]):

@@ -286,7 +286,7 @@ async def test_a_queue_that_was_not_granted_is_refused_in_every_way(cast: Cast, 
     assert await query(cast.dsn, "select count(*) from tocsin.messages") == [(0,)]
 
 
-async def test_a_producer_sees_the_attempts_of_jobs_of_its_queues(cast: Cast) -> None:
+async def test_a_producer_sees_jobs_of_its_queues_without_their_arguments(cast: Cast) -> None:
     ids = [
         number
         for queue in ("granted", "closed")
@@ -298,9 +298,15 @@ async def test_a_producer_sees_the_attempts_of_jobs_of_its_queues(cast: Cast) ->
         async with tocsin.connect(cast.as_(login)) as store:
             for job_id in ids[:seen]:
                 assert await store.jobs.attempts(job_id) == []
+                listed = await store.jobs.get_listed(job_id)
+                assert listed.arguments == (None if seen == 1 else [])
             for job_id in ids[seen:]:
-                with pytest.raises(tocsin.JobNotFound):
-                    await store.jobs.attempts(job_id)
+                for ask in (store.jobs.attempts, store.jobs.get_listed, store.jobs.wait):
+                    with pytest.raises(tocsin.JobNotFound):
+                        await ask(job_id)
+            if login != cast.admin:
+                with pytest.raises(tocsin.PermissionDenied):
+                    await store.jobs.metrics()
 
 
 async def test_a_producer_needs_no_store(cast: Cast) -> None:
@@ -344,6 +350,28 @@ async def test_the_command_line_does_for_each_role_what_that_may(
         0,
         "a\nb\nc\n",
     )
+    (tmp_path / "tasks.py").write_text(
+        "import tocsin\n@tocsin.task(queue='granted')\ndef double(n: int) -> int: return 2 * n\n"
+    )
+    job = ("job", "submit", "tasks.double", "[21]")
+    assert (await call(cast.producer, *job))[0] == 1  # no worker has registered it
+    (code, job_id) = await call(cast.producer, *job, "--tasks", "tasks")
+    assert code == 0
+    assert (await call(cast.consumer, "worker", "run", "--tasks", "tasks", "--once"))[0] == 0
+    assert await call(cast.producer, "job", "result", job_id.strip()) == (0, "42\n")
+    shown = (await call(cast.producer, "job", "show", job_id.strip()))[1].splitlines()
+    assert [line.split() for line in shown if line.startswith("arguments")] == [["arguments", "-"]]
+    for command in ("list", "attempts"):
+        identity = [job_id.strip()] if command == "attempts" else []
+        assert (await call(cast.producer, "job", command, *identity))[0] == 0
+    assert (await call(cast.producer, "job", "requeue", job_id.strip()))[0] == 0
+    assert (await call(cast.producer, "job", "stats"))[0] == 1
+    assert (await call(cast.producer, "job", "clear", "--yes"))[0] == 1
+    assert (await call(cast.producer, "schedule", "set", "s", "tasks.double", "--every", "1h"))[
+        0
+    ] == 0
+    assert (await call(cast.producer, "schedule", "run-now", "s"))[0] == 0
+    assert (await call(cast.producer, "schedule", "remove", "s", "--yes"))[0] == 0
     assert (await call(cast.consumer, "queue", "pause", "granted"))[0] == 1
     assert (await call(cast.admin, "queue", "pause", "granted"))[0] == 0
     assert (await call(cast.admin, "top", "--once"))[0] == 0

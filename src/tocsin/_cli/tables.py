@@ -117,7 +117,7 @@ JOBS: list[Column[ListedJob]] = [
 ]
 ATTEMPTS: list[Column[Attempt]] = [
     Column("ATTEMPT", lambda a: a.number, "number", narrow=True),
-    Column("BEGAN", lambda a: a.began_at, narrow=True),
+    Column("BEGAN", lambda a: a.began_at, narrow=lambda a: f"{since(a.began_at)} ago"),
     Column("TOOK", lambda a: _write_length(a), "number", narrow=True),
     Column("WORKER", lambda a: a.worker_id, "number", narrow=True),
     Column("NAME", lambda a: a.worker),
