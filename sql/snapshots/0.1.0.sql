@@ -8222,33 +8222,6 @@ COMMENT ON COLUMN tocsin.archive.result IS 'Of a job that has succeeded: what it
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113020 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb,
-    task text,
-    options jsonb,
-    outcome text,
-    result jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113020 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113021 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -8273,6 +8246,33 @@ CREATE TABLE tocsin.archive_1h_2026113021 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113021 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113022 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113022 REPLICA IDENTITY FULL;
 
 
 
@@ -8846,11 +8846,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113020 FOR VALUES FROM (1, '2026-11-30 20:00:00+00') TO (1, '2026-11-30 21:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113021 FOR VALUES FROM (1, '2026-11-30 21:00:00+00') TO (1, '2026-11-30 22:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113022 FOR VALUES FROM (1, '2026-11-30 22:00:00+00') TO (1, '2026-11-30 23:00:00+00');
 
 
 
@@ -8874,7 +8874,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:59:32.905322+00', '2026-11-29 20:59:32.917628+00', '2026-11-29 20:59:32.926492+00', '2026-11-30 20:59:32.926492+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:02:37.404242+00', '2026-11-29 21:02:37.428153+00', '2026-11-29 21:02:37.443931+00', '2026-11-30 21:02:37.443931+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8887,21 +8887,21 @@ INSERT INTO tocsin.archive_1h_2026113020 VALUES (1, 2, 0, 1, 1, '2026-11-29 20:5
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 20:59:32.968768+00', '2026-11-29 20:59:32.981416+00', '2026-11-29 20:59:32.984378+00', '2985-03-06 20:59:32.984378+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:02:37.51039+00', '2026-11-29 21:02:37.533929+00', '2026-11-29 21:02:37.53749+00', '2985-03-06 21:02:37.53749+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 20:59:32.926492+00', '2026-11-29 20:59:32.926492+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 20:59:32.984378+00', '2026-11-29 20:59:32.984378+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:02:37.443931+00', '2026-11-29 21:02:37.443931+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:02:37.53749+00', '2026-11-29 21:02:37.53749+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 20:59:32.826739+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 20:00:00+00","2026-11-30 22:00:00+00")', '2026-11-29 20:59:32.826756+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 20:59:32.82676+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:02:37.271032+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:02:37.271051+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:02:37.271055+00');
 
 
 
@@ -8918,7 +8918,7 @@ INSERT INTO tocsin.contract VALUES (true, 1, 1, 'd96c73a6a4680bcbbbc0bfd53a8386d
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:59:33.003484+00', '2026-11-29 20:59:33.012525+00', '2026-11-29 20:59:33.027797+00', 1795985973012525, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:59:33.014928+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:59:33.012525+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:02:37.564129+00', '2026-11-29 21:02:37.622303+00', '2026-11-29 21:02:37.665505+00', 1795986157622303, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:02:37.62612+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:02:37.622303+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8940,47 +8940,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 20:59:33.003484+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:00:31.781573+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:03:35.90537+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 20:59:32.975494+00', '2026-11-29 20:59:34.981416+00', '2026-11-29 20:59:32.975494+00', '2026-11-29 20:59:32.981416+00', NULL, 1795985972981416, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 20:59:33.91575+00', '2026-11-29 20:59:33.91575+00', '2026-11-29 20:59:32.999953+00', '2026-11-29 20:59:33.001003+00', NULL, 1795985973001003, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T20:59:33.014928+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T20:59:33.001003+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', '2026-11-29 20:59:33.04235+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 20:59:33.048066+00', '2026-11-29 20:59:33.048066+00', '2026-11-29 20:59:33.048066+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 20:59:34.056191+00', '2026-11-29 20:59:34.056191+00', '2026-11-29 20:59:33.056191+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 20:59:34.06001+00', '2026-11-29 20:59:34.06001+00', '2026-11-29 20:59:33.06001+00', NULL, '2026-11-29 20:59:33.56001+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 20:59:33.068203+00', '2985-03-06 20:59:33.068203+00', '2026-11-29 20:59:33.068203+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 20:59:33.079973+00', '2026-11-29 20:59:33.079973+00', '2026-11-29 20:59:33.079973+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:02:37.528222+00', '2026-11-29 21:02:39.533929+00', '2026-11-29 21:02:37.528222+00', '2026-11-29 21:02:37.533929+00', NULL, 1795986157533929, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:02:38.479584+00', '2026-11-29 21:02:38.479584+00', '2026-11-29 21:02:37.559115+00', '2026-11-29 21:02:37.562886+00', NULL, 1795986157562886, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:02:37.62612+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:02:37.562886+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:02:37.702181+00', '2026-11-29 21:02:37.702181+00', '2026-11-29 21:02:37.702181+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:02:38.706055+00', '2026-11-29 21:02:38.706055+00', '2026-11-29 21:02:37.706055+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:02:38.70705+00', '2026-11-29 21:02:38.70705+00', '2026-11-29 21:02:37.70705+00', NULL, '2026-11-29 21:02:38.20705+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:02:37.71267+00', '2985-03-06 21:02:37.71267+00', '2026-11-29 21:02:37.71267+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:02:37.717689+00', '2026-11-29 21:02:37.717689+00', '2026-11-29 21:02:37.717689+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 20:59:31.781573+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 20:59:31.781573+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 20:59:31.781573+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 20:59:31.781573+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 20:59:31.781573+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:02:35.90537+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:02:35.90537+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:02:35.90537+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:02:35.90537+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:02:35.90537+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 25920, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 20:59:32.850025+00', '2026-11-29 20:59:32.890818+00');
-
-
-
-
-
-
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 20:59:32.562494+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 20:59:32.585254+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 20:59:33.084537+00', '2026-11-29 20:59:32.587296+00', 'tocsin.paused');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 30535, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:02:37.307302+00', '2026-11-29 21:02:37.38167+00');
 
 
 
 
+
+
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:02:36.942937+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:02:36.974269+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:02:37.724694+00', '2026-11-29 21:02:36.983284+00', 'tocsin.paused');
 
 
 
@@ -8995,13 +8991,17 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 20:59:32.849123+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 25920, '0.1.0', '2026-11-29 20:59:32.861571+00', '2026-11-29 20:59:32.861571+00', '2026-11-29 20:59:32.939412+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 25920, '0.1.0', '2026-11-29 20:59:32.944954+00', '2026-11-29 20:59:32.944954+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 25920, '0.1.0', '2026-11-29 20:59:32.957058+00', '2026-11-29 20:59:32.957058+00', NULL, NULL);
+
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:02:37.301608+00');
+
+
+
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 30535, '0.1.0', '2026-11-29 21:02:37.321196+00', '2026-11-29 21:02:37.321196+00', '2026-11-29 21:02:37.469143+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 30535, '0.1.0', '2026-11-29 21:02:37.481869+00', '2026-11-29 21:02:37.481869+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 30535, '0.1.0', '2026-11-29 21:02:37.499126+00', '2026-11-29 21:02:37.499126+00', NULL, NULL);
 
 
 
@@ -9180,7 +9180,7 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113020_queue_id_id_idx ON tocsin.archive_1h_2026113020 USING btree (queue_id, id);
+CREATE INDEX archive_1h_2026113021_queue_id_id_idx ON tocsin.archive_1h_2026113021 USING btree (queue_id, id);
 
 
 
@@ -9188,15 +9188,15 @@ CREATE INDEX archive_jobs ON ONLY tocsin.archive USING btree (task, outcome, id)
 
 
 
-CREATE INDEX archive_1h_2026113020_task_outcome_id_idx ON tocsin.archive_1h_2026113020 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
-
-
-
-CREATE INDEX archive_1h_2026113021_queue_id_id_idx ON tocsin.archive_1h_2026113021 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113021_task_outcome_id_idx ON tocsin.archive_1h_2026113021 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
+CREATE INDEX archive_1h_2026113022_queue_id_id_idx ON tocsin.archive_1h_2026113022 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113022_task_outcome_id_idx ON tocsin.archive_1h_2026113022 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
 
 
 
@@ -9336,19 +9336,19 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113020_queue_id_id_idx;
-
-
-
-ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113020_task_outcome_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113021_queue_id_id_idx;
 
 
 
 ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113021_task_outcome_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113022_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113022_task_outcome_id_idx;
 
 
 

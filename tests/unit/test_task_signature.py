@@ -6,10 +6,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, IntEnum, StrEnum
 from pathlib import Path, PurePath
 from typing import Any, Literal, NewType, TypedDict
 from uuid import UUID
@@ -26,6 +26,24 @@ UserId = NewType("UserId", int)
 
 class Colour(Enum):
     RED = "red"
+
+
+class Size(StrEnum):
+    LARGE = "large"
+
+
+class Label(str, Enum):  # noqa: UP042 - as before Python 3.11
+    NEW = "new"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+@dataclasses.dataclass
+class Tree:
+    name: str
+    branches: list[Tree] = dataclasses.field(default_factory=list)
 
 
 @attrs.frozen
@@ -161,6 +179,10 @@ def test_all_faults_are_named() -> None:
         (Point, Point(1.5, 2), {"x": 1.5, "y": 2}),
         (Options, {"fast": True}, {"fast": True}),
         (Colour, Colour.RED, "red"),
+        (Size | None, Size.LARGE, "large"),
+        (dict[Size, list[Label]], {Size.LARGE: [Label.NEW]}, {"large": ["new"]}),
+        (list[Level], [Level.HIGH], [3]),
+        (Tree, Tree("a", [Tree("b", [Tree("c")])]), None),
         (Literal["a", "b"], "a", "a"),
         (UserId, 5, 5),
         (datetime, datetime(2026, 1, 2, 3, tzinfo=UTC), "2026-01-02T03:00:00+00:00"),
@@ -196,6 +218,23 @@ def test_a_value_comes_back_as_it_was(annotation: Any, value: Any, form: Any) ->
         (Order, {"id": 1}, "$.value.to", "required field missing"),
         (Point, {"x": 1, "y": 2, "z": 3}, "$.value", "z"),
         (Colour, "blue", "$.value", "blue"),
+        (Size, "blue", "$.value", "blue"),
+        (Label, "blue", "$.value", "blue"),
+        (Level, 4, "$.value", "4 is not a valid Level"),
+        (list[str], "ab", "$.value", "must be list, not str"),
+        (list[str] | None, {"a": 1}, "$.value", "must be list, not dict"),
+        (list, "ab", "$.value", "must be list, not str"),
+        (tuple[str, ...], "ab", "$.value", "must be list, not str"),
+        (tuple[str, str], "ab", "$.value", "must be list, not str"),
+        (set[str], {"a": 1}, "$.value", "must be list, not dict"),
+        (Sequence[list[str]], ["ab"], "$.value[0]", "must be list, not str"),
+        (dict[str, int], [["a", 1]], "$.value", "must be dict, not list"),
+        (
+            list[Tree],
+            [{"name": "a", "branches": [{"name": "b", "branches": "c"}]}],
+            "$.value[0].branches[0].branches",
+            "must be list, not str",
+        ),
         (UUID, "5", "$.value", "must be the text of a UUID, not '5'"),
         (Decimal, 1.5, "$.value", "must be the text of a Decimal, not float"),
         (Model, {"id": "1", "when": "2026-01-02T00:00:00Z"}, "$.value", "id"),

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from datetime import time, timedelta
 from decimal import Decimal, InvalidOperation
+from enum import Enum
 from pathlib import Path, PurePath
 from types import NoneType
 from typing import Any, cast
@@ -25,6 +26,7 @@ from tocsin.errors import PayloadInvalid
 from tocsin.errors._jobs import Fault
 
 from .fidelity import find_changes
+from .json_types import register_json_types
 from .mapping_keys import register_mapping_keys
 
 
@@ -137,13 +139,17 @@ def _article(value: object) -> str:
 def _exactly(*types: type) -> Callable[[Any, Any], Any]:
     """Return a hook that accepts values of these types alone.
 
-    It accepts none of a subclass: a bool is no number.
+    It accepts none of a subclass: a bool is no number. cattrs calls it for subclasses
+    of these types, too, such as an ``IntEnum``, and may not have written their values
+    as plain ones.
     """
 
-    def check(value: Any, _: Any) -> Any:
+    def check(value: Any, kind: Any) -> Any:
+        if type(value) is kind:
+            return value
         if type(value) not in types:
             raise TypeError(f"must be {types[0].__name__}, not {type(value).__name__}")
-        return value
+        return value if kind in types or not isinstance(kind, type) else kind(value)
 
     return check
 
@@ -189,10 +195,16 @@ def _make_converter() -> JsonConverter:
     ):
         converter.register_structure_hook(kind, _from_text(kind, parse))
         converter.register_unstructure_hook(kind, str)
+    converter.register_unstructure_hook_func(_is_enum, lambda member: member.value)
+    register_json_types(converter)
     register_mapping_keys(converter)
     converter.register_structure_hook_func(_is_pydantic, _from_pydantic)
     converter.register_unstructure_hook_func(_is_pydantic, _to_pydantic)
     return converter
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
 
 
 def _is_pydantic(kind: Any) -> bool:
