@@ -34,7 +34,7 @@ as $$
         resume, shutdown,
         submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, edit_job, job_outcomes,
         job_attempts,
-        await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
+        await_jobs, leave_jobs, begin_awaiting, begin_awaiting_jobs, unannounced_outcomes, end_awaiting, await_job, leave_job,
         server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
         list_schedules
     }'::name[]), '{producer, consumer, admin}'::text[]

@@ -96,7 +96,7 @@ CREATE FUNCTION tocsin._access() RETURNS TABLE(function name, roles text[])
         resume, shutdown,
         submit, submit_flow, enqueue_jobs, list_jobs, requeue_job, edit_job, job_outcomes,
         job_attempts,
-        await_jobs, leave_jobs, begin_awaiting, untold_outcomes, end_awaiting, await_job, leave_job,
+        await_jobs, leave_jobs, begin_awaiting, begin_awaiting_jobs, unannounced_outcomes, end_awaiting, await_job, leave_job,
         server_time, set_schedule, pause_schedule, resume_schedule, run_schedule, delete_schedule,
         list_schedules
     }'::name[]), '{producer, consumer, admin}'::text[]
@@ -384,7 +384,7 @@ CREATE FUNCTION tocsin._announce(queue_id integer, ids bigint[]) RETURNS void
     SET jit TO 'off'
     AS $$
 begin
-    perform pg_advisory_xact_lock_shared("tocsin"._lock_key('untold', queue_id));
+    perform pg_advisory_xact_lock_shared("tocsin"._lock_key('unannounced', queue_id));
     if "tocsin"._shared_elsewhere("tocsin"._lock_key('awaited', queue_id)) then
         perform pg_notify("tocsin".process_channel(a.process_id), 'job ' || a.job_id)
         from "tocsin".awaited a
@@ -4847,14 +4847,13 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.await_jobs(ids bigint[], process_id bigint, alone boolean DEFAULT false) RETURNS TABLE(job_id bigint, queue_id integer)
+CREATE FUNCTION tocsin.await_jobs(ids bigint[], process_id bigint, alone boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-#variable_conflict use_column
 begin
     if alone then
         delete from "tocsin".awaited a using "tocsin".processes p
@@ -4867,8 +4866,6 @@ begin
     join "tocsin".processes p on p.id = await_jobs.process_id and "tocsin"._acts_for(p.role)
     where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id)
     on conflict do nothing;
-    return query select m.id, m.queue_id from "tocsin".messages m
-        where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id);
 end
 $$;
 
@@ -4880,7 +4877,33 @@ CREATE FUNCTION tocsin.begin_awaiting(queue_ids integer[]) RETURNS integer[]
     AS $$
 begin
     perform pg_advisory_lock_shared("tocsin"._lock_key('awaited', q)) from unnest(queue_ids) q;
-    return "tocsin".untold_outcomes(queue_ids);
+    return "tocsin".unannounced_outcomes(queue_ids);
+end
+$$;
+
+
+
+CREATE FUNCTION tocsin.begin_awaiting_jobs(ids bigint[], locked integer[]) RETURNS TABLE(job_id bigint, queue_id integer, again boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+    jobs bigint[];
+    queues integer[];
+    unannounced integer[];
+begin
+    select array_agg(m.id), array_agg(m.queue_id) into jobs, queues
+    from "tocsin".messages m
+    where m.id = any (ids) and m.task is not null and "tocsin"._may_read_outcomes(m.queue_id);
+    perform pg_advisory_lock_shared("tocsin"._lock_key('awaited', q.id))
+    from (select distinct u.id from unnest(queues) u (id) where u.id <> all (locked)) q;
+    unannounced := "tocsin".unannounced_outcomes(queues);
+    return query select j.id, j.queue, j.queue = any (unannounced)
+        from unnest(jobs, queues) j (id, queue);
 end
 $$;
 
@@ -8059,6 +8082,16 @@ $_$;
 
 
 
+CREATE FUNCTION tocsin.unannounced_outcomes(queue_ids integer[]) RETURNS integer[]
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('unannounced',
+        q))), '{}') from unnest(queue_ids) q
+$$;
+
+
+
 CREATE FUNCTION tocsin.unregister_process(process_id bigint, died boolean DEFAULT false) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -8091,16 +8124,6 @@ CREATE FUNCTION tocsin.unrung_transactions(queue_ids integer[]) RETURNS integer[
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('unrung',
-        q))), '{}') from unnest(queue_ids) q
-$$;
-
-
-
-CREATE FUNCTION tocsin.untold_outcomes(queue_ids integer[]) RETURNS integer[]
-    LANGUAGE sql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-    select coalesce(array_agg(q) filter (where "tocsin"._shared_elsewhere("tocsin"._lock_key('untold',
         q))), '{}') from unnest(queue_ids) q
 $$;
 
@@ -8874,7 +8897,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:02:37.404242+00', '2026-11-29 21:02:37.428153+00', '2026-11-29 21:02:37.443931+00', '2026-11-30 21:02:37.443931+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:03:27.086215+00', '2026-11-29 21:03:27.094708+00', '2026-11-29 21:03:27.104219+00', '2026-11-30 21:03:27.104219+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8887,21 +8910,21 @@ INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:02:37.51039+00', '2026-11-29 21:02:37.533929+00', '2026-11-29 21:02:37.53749+00', '2985-03-06 21:02:37.53749+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:03:27.149275+00', '2026-11-29 21:03:27.160424+00', '2026-11-29 21:03:27.161908+00', '2985-03-06 21:03:27.161908+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:02:37.443931+00', '2026-11-29 21:02:37.443931+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:02:37.53749+00', '2026-11-29 21:02:37.53749+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:03:27.104219+00', '2026-11-29 21:03:27.104219+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:03:27.161908+00', '2026-11-29 21:03:27.161908+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:02:37.271032+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:02:37.271051+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:02:37.271055+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:03:27.03074+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:03:27.030769+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:03:27.030775+00');
 
 
 
@@ -8914,11 +8937,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'd96c73a6a4680bcbbbc0bfd53a8386d796b8a188ff335ab3a2feca35fa8ba33d');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '7a4f146c5dcbc8fd8d673df2c4cf0b1ae2d767d780e2680684e2abd882a4c757');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:02:37.564129+00', '2026-11-29 21:02:37.622303+00', '2026-11-29 21:02:37.665505+00', 1795986157622303, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:02:37.62612+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:02:37.622303+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:03:27.185583+00', '2026-11-29 21:03:27.19239+00', '2026-11-29 21:03:27.20528+00', 1795986207192390, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:03:27.19497+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:03:27.19239+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8940,43 +8963,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:02:37.564129+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:03:35.90537+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:04:26.478877+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:02:37.528222+00', '2026-11-29 21:02:39.533929+00', '2026-11-29 21:02:37.528222+00', '2026-11-29 21:02:37.533929+00', NULL, 1795986157533929, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:02:38.479584+00', '2026-11-29 21:02:38.479584+00', '2026-11-29 21:02:37.559115+00', '2026-11-29 21:02:37.562886+00', NULL, 1795986157562886, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:02:37.62612+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:02:37.562886+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', '2026-11-29 21:02:37.687614+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:02:37.702181+00', '2026-11-29 21:02:37.702181+00', '2026-11-29 21:02:37.702181+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:02:38.706055+00', '2026-11-29 21:02:38.706055+00', '2026-11-29 21:02:37.706055+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:02:38.70705+00', '2026-11-29 21:02:38.70705+00', '2026-11-29 21:02:37.70705+00', NULL, '2026-11-29 21:02:38.20705+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:02:37.71267+00', '2985-03-06 21:02:37.71267+00', '2026-11-29 21:02:37.71267+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:02:37.717689+00', '2026-11-29 21:02:37.717689+00', '2026-11-29 21:02:37.717689+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:03:27.156158+00', '2026-11-29 21:03:29.160424+00', '2026-11-29 21:03:27.156158+00', '2026-11-29 21:03:27.160424+00', NULL, 1795986207160424, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:03:28.065597+00', '2026-11-29 21:03:28.065597+00', '2026-11-29 21:03:27.1803+00', '2026-11-29 21:03:27.184475+00', NULL, 1795986207184475, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:03:27.19497+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:03:27.184475+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', '2026-11-29 21:03:27.225951+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:03:27.234744+00', '2026-11-29 21:03:27.234744+00', '2026-11-29 21:03:27.234744+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:03:28.244261+00', '2026-11-29 21:03:28.244261+00', '2026-11-29 21:03:27.244261+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:03:28.248142+00', '2026-11-29 21:03:28.248142+00', '2026-11-29 21:03:27.248142+00', NULL, '2026-11-29 21:03:27.748142+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:03:27.252052+00', '2985-03-06 21:03:27.252052+00', '2026-11-29 21:03:27.252052+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:03:27.255996+00', '2026-11-29 21:03:27.255996+00', '2026-11-29 21:03:27.255996+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:02:35.90537+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:02:35.90537+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:02:35.90537+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:02:35.90537+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:02:35.90537+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:03:26.478877+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:03:26.478877+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:03:26.478877+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:03:26.478877+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:03:26.478877+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 30535, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:02:37.307302+00', '2026-11-29 21:02:37.38167+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 31995, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:03:27.045183+00', '2026-11-29 21:03:27.082663+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:02:36.942937+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:02:36.974269+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:02:37.724694+00', '2026-11-29 21:02:36.983284+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:03:26.842608+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:03:26.848597+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:03:27.26098+00', '2026-11-29 21:03:26.851224+00', 'tocsin.paused');
 
 
 
@@ -8995,13 +9018,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:02:37.301608+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:03:27.043833+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 30535, '0.1.0', '2026-11-29 21:02:37.321196+00', '2026-11-29 21:02:37.321196+00', '2026-11-29 21:02:37.469143+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 30535, '0.1.0', '2026-11-29 21:02:37.481869+00', '2026-11-29 21:02:37.481869+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 30535, '0.1.0', '2026-11-29 21:02:37.499126+00', '2026-11-29 21:02:37.499126+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 31995, '0.1.0', '2026-11-29 21:03:27.052402+00', '2026-11-29 21:03:27.052402+00', '2026-11-29 21:03:27.117421+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 31995, '0.1.0', '2026-11-29 21:03:27.125817+00', '2026-11-29 21:03:27.125817+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 31995, '0.1.0', '2026-11-29 21:03:27.141592+00', '2026-11-29 21:03:27.141592+00', NULL, NULL);
 
 
 
@@ -10155,6 +10178,10 @@ REVOKE ALL ON FUNCTION tocsin.begin_awaiting(queue_ids integer[]) FROM PUBLIC;
 
 
 
+REVOKE ALL ON FUNCTION tocsin.begin_awaiting_jobs(ids bigint[], locked integer[]) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.begin_poll(worker_id bigint, registration bigint) FROM PUBLIC;
 
 
@@ -10519,6 +10546,10 @@ REVOKE ALL ON FUNCTION tocsin.tick(message_id bigint, lease bigint, ticks timest
 
 
 
+REVOKE ALL ON FUNCTION tocsin.unannounced_outcomes(queue_ids integer[]) FROM PUBLIC;
+
+
+
 REVOKE ALL ON FUNCTION tocsin.unregister_process(process_id bigint, died boolean) FROM PUBLIC;
 
 
@@ -10528,10 +10559,6 @@ REVOKE ALL ON FUNCTION tocsin.unregister_worker(worker_id bigint, registration b
 
 
 REVOKE ALL ON FUNCTION tocsin.unrung_transactions(queue_ids integer[]) FROM PUBLIC;
-
-
-
-REVOKE ALL ON FUNCTION tocsin.untold_outcomes(queue_ids integer[]) FROM PUBLIC;
 
 
 

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import tocsin
 from tests.support import (
+    PATIENCE,
     next_event,
     open_connection,
     poolers,
@@ -24,6 +25,7 @@ from tests.support import (
     until_query,
 )
 from tests.support.everyday_use import alter, use_everything
+from tests.support.jobs import working
 from tests.support.runs import running
 from tocsin import telemetry
 from tocsin._database import session
@@ -355,6 +357,40 @@ async def test_enqueue_on_a_connection_of_the_callers(store_dsn: str, through: T
     assert await query(store_dsn, "select payload from tocsin.messages order by id") == [
         (n,) for n in range(10)
     ]
+
+
+@tocsin.task(queue="q")
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def test_a_result_is_waited_for_on_the_listen_connection(pooled: tocsin.Store) -> None:
+    async with working(pooled, double):
+        for n in range(TIMES):
+            job = await double.submit(pooled, n)
+            assert await job.result(timeout=PATIENCE) == 2 * n
+
+
+async def test_a_wait_for_a_job_in_a_shared_session_is_refused(
+    store_dsn: str, through: Through
+) -> None:
+    await query(store_dsn, "select tocsin.ensure_queue('q')")
+    async with await tocsin.driver.TrioConnection.connect(through(store_dsn)) as connection:
+        connection.prepare_threshold = None
+        job = await double.submit(connection, 1)
+        await connection.commit()
+        with pytest.raises(tocsin.ConfigError, match="leads through a pooler"):
+            await job.result(timeout=PATIENCE)
+        assert (await job.info()).state == "waiting"
+    with (
+        psycopg.connect(through(store_dsn), prepare_threshold=None) as blocking,
+        pytest.raises(tocsin.ConfigError, match="leads through a pooler"),
+    ):
+        double.job_blocking(blocking, job.id).result(timeout=PATIENCE)
+    with all_sessions(through(store_dsn)) as sessions:
+        for session_ in sessions:
+            assert session_.execute("select pg_listening_channels()").fetchall() == []
+    await until_no_session_has_locks(store_dsn)
 
 
 @pytest.mark.slow

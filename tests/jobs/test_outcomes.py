@@ -4,6 +4,7 @@ outcome is missed."""
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -299,6 +300,35 @@ async def test_waiting_sends_nothing(dsn_of_quiet_store: str) -> None:
             await trio.testing.wait_all_tasks_blocked(0.3)
             assert since(before, await statements(dsn)) == {}
             nursery.cancel_scope.cancel()
+
+
+async def test_a_wait_for_a_job_just_submitted_looks_when_it_is_registered(
+    dsn_of_quiet_store: str,
+) -> None:
+    dsn = dsn_of_quiet_store
+    async with tocsin.connect(dsn, heartbeat=3600) as store:
+        await store.queues.ensure("default")
+        await (await tasks.double.submit(store, 1)).cancel()  # connects
+        first = await tasks.double.submit(store, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.result)
+            await until(lambda: _confirmed(store))
+            job = await tasks.double.submit(store, 2)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            before = await statements(dsn)
+            nursery.start_soon(job.result)
+            await until(lambda: store._process.outcomes._registrations.is_safe(job.id))
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            sent = since(before, await statements(dsn))
+            nursery.cancel_scope.cancel()
+    waits = {name: n for text, n in sent.items() if (name := _wait_function(text)) is not None}
+    assert waits == {"await_jobs": 1, "begin_awaiting_jobs": 1, "job_outcomes": 1}
+
+
+def _wait_function(statement: str) -> str | None:
+    """Return the function of the protocol that a statement calls."""
+    called = re.search(r"(await_jobs|begin_awaiting\w*|job_outcomes|leave_jobs)\(", statement)
+    return None if called is None else called[1]
 
 
 def _confirmed(store: tocsin.Store) -> bool:

@@ -13,8 +13,8 @@
  * a session end with it.
  *
  * Each of these leaves out a part of the protocol, and an outcome is then missed:
- *   -DNO_UNTOLD          the lock `untold`
- *   -DUNTOLD_LAST        a transaction takes `untold` after its look into the table
+ *   -DNO_UNANNOUNCED          the lock `unannounced`
+ *   -DUNANNOUNCED_LAST        a transaction takes `unannounced` after its look into the table
  *   -DNO_TEST            the process's step 3
  *   -DTEST_FIRST         step 3 comes before step 1
  *   -DNO_LAST_LOOK       the process's step 4
@@ -32,7 +32,7 @@ bit taken[JOBS];             /* an open transaction has locked the job's row */
 byte rollbacks;
 byte losses;
 
-bit untold[TRANSACTIONS];    /* the transaction holds the lock */
+bit unannounced[TRANSACTIONS];    /* the transaction holds the lock */
 bit awaited[PROCESSES];      /* the process's session holds the lock */
 bit row[PROCESSES];          /* the process's row in the table is visible */
 bit listens[PROCESSES];      /* the session is there */
@@ -41,7 +41,7 @@ bit waits[PROCESSES];        /* the process waits for a notification */
 
 #define JOB_OF(p) (p)        /* process p waits for job p */
 #define AWAITED (awaited[0] || awaited[1])
-#define UNTOLD (untold[0] || untold[1] || untold[2])
+#define UNANNOUNCED (unannounced[0] || unannounced[1] || unannounced[2])
 
 #define FREE(job) (!taken[job] && !finished[job])
 
@@ -64,9 +64,9 @@ proctype Transaction(byte me)
         :: finished[0] && finished[1] -> goto end
         fi
     }
-#ifndef NO_UNTOLD
-#ifndef UNTOLD_LAST
-    untold[me] = true;
+#ifndef NO_UNANNOUNCED
+#ifndef UNANNOUNCED_LAST
+    unannounced[me] = true;
 #endif
 #endif
     if
@@ -82,15 +82,15 @@ proctype Transaction(byte me)
         }
     :: !AWAITED
     fi;
-#ifndef NO_UNTOLD
-#ifdef UNTOLD_LAST
-    untold[me] = true;
+#ifndef NO_UNANNOUNCED
+#ifdef UNANNOUNCED_LAST
+    unannounced[me] = true;
 #endif
 #endif
     if
     :: true ->                   /* commit */
 #ifdef LOCKS_BEFORE_ROWS
-        untold[me] = false;
+        unannounced[me] = false;
 #endif
         atomic {
             j = 0;
@@ -107,7 +107,7 @@ proctype Transaction(byte me)
     :: atomic { rollbacks < ROLLBACKS -> rollbacks++ }
     fi;
     atomic {
-        untold[me] = false;
+        unannounced[me] = false;
         j = 0;
         do
         :: j == JOBS -> break
@@ -123,7 +123,7 @@ proctype Process(byte me)
 begin:
     atomic { listens[me] = true; sent[me] = false }
 #ifdef TEST_FIRST
-    !UNTOLD;
+    !UNANNOUNCED;
 #endif
 #ifndef UNCOMMITTED_ROW
     row[me] = true;
@@ -131,7 +131,7 @@ begin:
     awaited[me] = true;
 #ifndef NO_TEST
 #ifndef TEST_FIRST
-    !UNTOLD;                     /* it asks until that is so */
+    !UNANNOUNCED;                     /* it asks until that is so */
 #endif
 #endif
 #ifdef UNCOMMITTED_ROW

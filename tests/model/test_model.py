@@ -71,8 +71,8 @@ def test_the_model_fails_without_each_part(tmp_path: Path, missing: str) -> None
 @pytest.mark.parametrize(
     "missing",
     [
-        "NO_UNTOLD",
-        "UNTOLD_LAST",
+        "NO_UNANNOUNCED",
+        "UNANNOUNCED_LAST",
         "NO_TEST",
         "TEST_FIRST",
         "NO_LAST_LOOK",

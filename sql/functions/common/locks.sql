@@ -16,7 +16,8 @@
 --                          messages into the queue without ringing (see ring.sql)
 --   awaited   queue id     shared, by a process's LISTEN connection: the process waits for
 --                          outcomes of jobs of the queue (see outcomes.sql)
---   untold    queue id     shared, by a transaction until it ends: it has finished jobs
+--   unannounced
+--             queue id     shared, by a transaction until it ends: it has finished jobs
 --                          of the queue (see outcomes.sql)
 --   rung      queue id     shared, by a transaction until it ends: it has inserted
 --                          messages into the queue and has rung; exclusive: the queue

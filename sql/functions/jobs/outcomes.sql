@@ -8,16 +8,18 @@
 --
 -- A waiting process, with a LISTEN that was committed before:
 --   1. Insert its row, and commit (await_jobs).
---   2. Take `awaited`, which its session keeps (begin_awaiting).
---   3. Test whether another session holds `untold`. Held: pause, look, and test again.
+--   2. Take `awaited`, which its session keeps (begin_awaiting, begin_awaiting_jobs).
+--   3. Test whether another session holds `unannounced`. Held: pause, look, and test again.
 --   4. Look for the outcome in a new transaction. Found none: wait for a notification.
+-- A process sends steps 1 to 3 in one request, whose two transactions come one after the
+-- other.
 --
 -- A transaction that finishes jobs, with each statement that does (_announce):
---   1. Take `untold` until its end.
+--   1. Take `unannounced` until its end.
 --   2. Test `awaited`. Held: look into the table, and notify the channels.
 --
--- No outcome is missed. Let the process find `untold` free in its step 3. A transaction
--- that took `untold` before has ended, so step 4 sees its outcome. One that takes it
+-- No outcome is missed. Let the process find `unannounced` free in its step 3. A transaction
+-- that took `unannounced` before has ended, so step 4 sees its outcome. One that takes it
 -- later tests `awaited` after step 2, and its look into the table sees the row of step 1.
 -- The look locks no row, so a transaction that stays open delays no process: the process
 -- deletes its row itself (leave_jobs).
@@ -77,16 +79,14 @@ create or replace function tocsin._read_progress(progress jsonb, lease bigint) r
 language sql immutable parallel safe
 as $$ select case when (progress ->> 'lease')::bigint = lease then (progress - 'lease')::text end $$;
 
--- Records that the process waits for the outcomes of these jobs, if the caller may act
--- for the process. Returns the jobs that are not finished, with their queue. `alone`: the
--- process waits for no other job; rows that a lost connection has left are deleted.
+-- Takes step 1: records that the process waits for the outcomes of these jobs, if the
+-- caller may act for the process. `alone`: the process waits for no other job; rows that
+-- a lost connection has left are deleted.
 create or replace function tocsin.await_jobs(ids bigint[], process_id bigint,
-                                             alone boolean default false)
-    returns table (job_id bigint, queue_id integer)
+                                             alone boolean default false) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
-#variable_conflict use_column
 begin
     if alone then
         delete from tocsin.awaited a using tocsin.processes p
@@ -99,8 +99,6 @@ begin
     join tocsin.processes p on p.id = await_jobs.process_id and tocsin._acts_for(p.role)
     where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id)
     on conflict do nothing;
-    return query select m.id, m.queue_id from tocsin.messages m
-        where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id);
 end
 $$;
 
@@ -116,22 +114,48 @@ begin
 end
 $$;
 
+-- Takes steps 2 and 3 for the queues of these jobs, in the session that LISTENs. The
+-- transaction of await_jobs has been committed before. `locked`: the queues for which the
+-- session has taken step 2 already. Returns the jobs that are not finished, with their
+-- queue, and whether to test the queue again after a pause (unannounced_outcomes).
+create or replace function tocsin.begin_awaiting_jobs(ids bigint[], locked integer[])
+    returns table (job_id bigint, queue_id integer, again boolean)
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    jobs bigint[];
+    queues integer[];
+    unannounced integer[];
+begin
+    select array_agg(m.id), array_agg(m.queue_id) into jobs, queues
+    from tocsin.messages m
+    where m.id = any (ids) and m.task is not null and tocsin._may_read_outcomes(m.queue_id);
+    perform pg_advisory_lock_shared(tocsin._lock_key('awaited', q.id))
+    from (select distinct u.id from unnest(queues) u (id) where u.id <> all (locked)) q;
+    unannounced := tocsin.unannounced_outcomes(queues);
+    return query select j.id, j.queue, j.queue = any (unannounced)
+        from unnest(jobs, queues) j (id, queue);
+end
+$$;
+
 -- Takes steps 2 and 3 for these queues, in the session that LISTENs; once for each queue
--- until end_awaiting. Returns the queues to test again after a pause (untold_outcomes).
+-- until end_awaiting. Returns the queues to test again after a pause (unannounced_outcomes).
 create or replace function tocsin.begin_awaiting(queue_ids integer[]) returns integer[]
 language plpgsql
 as $$
 begin
     perform pg_advisory_lock_shared(tocsin._lock_key('awaited', q)) from unnest(queue_ids) q;
-    return tocsin.untold_outcomes(queue_ids);
+    return tocsin.unannounced_outcomes(queue_ids);
 end
 $$;
 
 -- Returns those of the queues for which an open transaction has finished jobs.
-create or replace function tocsin.untold_outcomes(queue_ids integer[]) returns integer[]
+create or replace function tocsin.unannounced_outcomes(queue_ids integer[]) returns integer[]
 language sql
 as $$
-    select coalesce(array_agg(q) filter (where tocsin._shared_elsewhere(tocsin._lock_key('untold',
+    select coalesce(array_agg(q) filter (where tocsin._shared_elsewhere(tocsin._lock_key('unannounced',
         q))), '{}') from unnest(queue_ids) q
 $$;
 
@@ -147,7 +171,7 @@ language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
-    perform pg_advisory_xact_lock_shared(tocsin._lock_key('untold', queue_id));
+    perform pg_advisory_xact_lock_shared(tocsin._lock_key('unannounced', queue_id));
     if tocsin._shared_elsewhere(tocsin._lock_key('awaited', queue_id)) then
         perform pg_notify(tocsin.process_channel(a.process_id), 'job ' || a.job_id)
         from tocsin.awaited a

@@ -267,6 +267,36 @@ class Database:
             partial(self._run_in_turn, encoded, answer, self._render(otherwise))
         )
 
+    async def run_pipelined_on(
+        self, connection: Connection, statements: Sequence[tuple[str, Sequence[str | None]]]
+    ) -> Rows:
+        """Run statements in one request, and return the rows of the last one.
+
+        Each is a transaction of its own, as with `run_pipelined`, and they are run one
+        by one where a pooler stands in between.
+
+        Raises:
+            TocsinError: The database refuses a statement, or is not available.
+
+        Cancellation:
+            The statements that were committed have taken effect.
+        """
+        encoded = [
+            (self._render(statement), encode(parameters)) for statement, parameters in statements
+        ]
+        try:
+            if connection.has_own_session:
+                return await _run_in_turn_on(connection, encoded, len(encoded) - 1)
+            *others, last = encoded
+            for statement in others:
+                await connection.run_prepared(*statement)
+            return await connection.run_prepared(*last)
+        except psycopg.Error as error:
+            translated = await self._translate(error)
+            if translated is error:
+                raise
+            raise translated from error
+
     async def _repeated(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Attempt a transaction, again after an error that says it had no effect."""
         waits = islice(delays(), REPEATS)
@@ -320,17 +350,11 @@ class Database:
     async def _run_in_turn(
         self, statements: Sequence[Statement], answer: int, otherwise: bytes
     ) -> Rows:
-        together: list[Statement] = [_BEGIN]
-        for statement in statements[:-1]:
-            together += statement, _NEXT
-        together[-1] = _COMMIT  # the last statement is a separate transaction
         async with self.pool.connection(reset=False) as connection:
             with self._dropped_if_useless(connection):
                 if not connection.has_own_session:
                     return await connection.run_prepared(otherwise, statements[answer][1])
-                return await connection.run_together(
-                    [*together, statements[-1]], 2 * answer + 1, settled=2 * answer + 2
-                )
+                return await _run_in_turn_on(connection, statements, answer)
 
     async def _execute(
         self, connection: Connection, statement: str, parameters: Sequence[object]
@@ -354,3 +378,15 @@ class Database:
             if cause is not None:
                 return cause
         return translate(error, self.address, own=own)
+
+
+async def _run_in_turn_on(
+    connection: Connection, statements: Sequence[Statement], answer: int
+) -> Rows:
+    together: list[Statement] = [_BEGIN]
+    for statement in statements[:-1]:
+        together += statement, _NEXT
+    together[-1] = _COMMIT  # the last statement is a separate transaction
+    return await connection.run_together(
+        [*together, statements[-1]], 2 * answer + 1, settled=2 * answer + 2
+    )

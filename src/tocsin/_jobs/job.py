@@ -58,22 +58,39 @@ async def look_up(process: Process, job_id: int) -> JobInfo:
     return read_row(row)
 
 
-async def wait_finished(process: Process, job_id: int, timeout: Duration | None) -> JobInfo:  # noqa: ASYNC109 - a shorthand
-    """Wait until a job is finished, and return its state: see `Jobs.wait`."""
+async def wait_finished(
+    process: Process,
+    job_id: int,
+    timeout: Duration | None,  # noqa: ASYNC109 - a shorthand
+    *,
+    just_submitted: bool = False,
+) -> JobInfo:
+    """Wait until a job is finished, and return its state: see `Jobs.wait`.
+
+    Args:
+        process: This process.
+        job_id: The job.
+        timeout: The longest wait in seconds; None: any time.
+        just_submitted: The job is hardly finished yet, so a first look would find
+            nothing. A short wait looks in any case.
+    """
     limit = math.inf if timeout is None else to_seconds(timeout, "timeout", zero=True)
     began = trio.current_time()
-    with trio.fail_after(max(limit, FIRST_LOOK)):
-        info = await look_up(process, job_id)
-    with trio.move_on_at(began + limit) as scope:
-        if not info.finished:
+    info: JobInfo | None = None
+    if not just_submitted or limit < FIRST_LOOK:
+        with trio.fail_after(max(limit, FIRST_LOOK)):
+            info = await look_up(process, job_id)
+    with trio.move_on_at(began + limit):
+        if info is None or not info.finished:
             async with process.outcomes.waiting(job_id) as wait:
-                while not info.finished:
+                while info is None or not info.finished:
                     await wait.woken()
                     # An outage ends no wait: each connection wakes it again.
                     with suppress(ConnectionLost):
                         info = await look_up(process, job_id)
-    if scope.cancelled_caught:
-        raise trio.TooSlowError(f"job {job_id} is not finished yet ({info.state}); it goes on")
+    if info is None or not info.finished:
+        state = "waiting" if info is None else info.state
+        raise trio.TooSlowError(f"job {job_id} is not finished yet ({state}); it goes on")
     return info
 
 
@@ -81,13 +98,20 @@ class Job(Generic[R]):
     """A job that was submitted; made by `Task.submit`."""
 
     def __init__(
-        self, database: Rows, process: Process | None, job_id: int, definition: Definition[R]
+        self,
+        database: Rows,
+        process: Process | None,
+        job_id: int,
+        definition: Definition[R],
+        *,
+        just_submitted: bool = False,
     ) -> None:
         self.id: int = job_id
         """Id of the job, which is that of its message."""
         self._database = database
         self._process = process
         self._definition = definition
+        self._just_submitted = just_submitted
 
     def __repr__(self) -> str:
         return f"<tocsin.Job {self.id} of task {self._definition.name}>"
@@ -160,7 +184,8 @@ class Job(Generic[R]):
             The job goes on.
         """
         assert self._process is not None
-        info = await wait_finished(self._process, self.id, timeout)
+        just_submitted, self._just_submitted = self._just_submitted, False
+        info = await wait_finished(self._process, self.id, timeout, just_submitted=just_submitted)
         return await run_packing(self._definition.packing, self.read, info)
 
     async def cancel(self, reason: str = "cancelled") -> None:

@@ -101,7 +101,7 @@ class Jobs(JobLists):
                 request = build_submission(call, enqueueing.headers).request
                 job_id = await sender.send(request, connection)
                 enqueueing.ids = [job_id]
-        return self.handle(call.definition, job_id)
+        return self._submitted(call, job_id)
 
     async def submit_many(
         self, calls: Iterable[Call[R]], *, connection: AnyConnection | None = None
@@ -124,9 +124,7 @@ class Jobs(JobLists):
         """
         calls = list(calls)
         ids = await self._submit_all(calls, SubmissionBatch, connection)
-        return [
-            self.handle(call.definition, job_id) for call, job_id in zip(calls, ids, strict=True)
-        ]
+        return [self._submitted(call, job_id) for call, job_id in zip(calls, ids, strict=True)]
 
     async def _submit_all(
         self,
@@ -193,7 +191,10 @@ class Jobs(JobLists):
         """
         return await submit_by_name(self._database, task, arguments, options)
 
-    def handle(self, definition: Definition[R], job_id: int) -> Job[R]:
+    def _submitted(self, call: Call[R], job_id: int) -> Job[R]:
+        return Job(self._database, self._process, job_id, call.definition, just_submitted=True)
+
+    def job_of(self, definition: Definition[R], job_id: int) -> Job[R]:
         """Return the job of a task by its id, without asking the database."""
         return Job(self._database, self._process, job_id, definition)
 

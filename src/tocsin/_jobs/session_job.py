@@ -44,10 +44,11 @@ class AsyncRows:
         connection = await unwrap_async(self._target)
         return await call_rows_async(connection, self._schema, statement, parameters)
 
-    async def wait(self, wait: SessionWait) -> JobInfo:
+    async def wait(self, job_id: int, timeout: Duration | None) -> JobInfo:  # noqa: ASYNC109 - as in Job
         """Take the steps of a wait, with each statement in a transaction of its own."""
         connection = await unwrap_async(self._target)
         check_idle(connection)
+        wait = SessionWait(job_id, connection.info.backend_pid, timeout)
         steps = wait.steps()
         answer: object = None
         try:
@@ -99,12 +100,13 @@ class SessionJob(Job[R]):
         Raises:
             TimeoutError: The time is over. The job goes on.
             RuntimeError: The connection is in a transaction.
+            ConfigError: The connection leads through a pooler.
             TocsinError: What `Job.result` raises.
 
         Cancellation:
             The job goes on.
         """
-        info = await self._rows.wait(SessionWait(self.id, timeout))
+        info = await self._rows.wait(self.id, timeout)
         return await run_packing(self._definition.packing, self.read, info)
 
 
@@ -154,11 +156,12 @@ class BlockingJob(Generic[R]):
         Raises:
             TimeoutError: The time is over. The job goes on.
             RuntimeError: The connection is in a transaction.
+            ConfigError: The connection leads through a pooler.
             TocsinError: What `Job.result` raises.
         """
         connection = unwrap_blocking(self._target)
         check_idle(connection)
-        wait = SessionWait(self.id, timeout)
+        wait = SessionWait(self.id, connection.info.backend_pid, timeout)
         outcome = read_outcome(self._wait(connection, wait))
         return self._definition.read_result(outcome)
 

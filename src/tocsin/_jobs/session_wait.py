@@ -15,13 +15,23 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from tocsin._durations import Duration, to_seconds
 from tocsin._queue.process.outcome_lookup import OUTCOMES
 from tocsin._queue.process.recheck import LONGEST, SHORTEST
-from tocsin.errors import JobNotFound
+from tocsin.errors import ConfigError, JobNotFound
 
 from .job_info import JobInfo, read_row
 
 LOOK_AGAIN: Final = 10.0
 """Seconds after which a wait looks without a notification, as a process does with its
 heartbeat: for the outcomes that the protocol cannot announce."""
+
+
+_AWAIT: Final = (
+    "select pg_backend_pid() = %s, session_number, queue_id from (values (true)) v left join"
+    " tocsin.await_job(case when pg_backend_pid() = %s then %s end) on true"
+)
+_POOLED: Final = (
+    "it leads through a pooler, which may run each transaction in another session, and a wait for a"
+    " job needs one session; wait on a direct connection, or ask info() from time to time"
+)
 
 
 class Statement(NamedTuple):
@@ -43,15 +53,18 @@ Step: TypeAlias = Statement | Listen
 class SessionWait:
     """The wait of one session for the outcome of one job."""
 
-    def __init__(self, job_id: int, timeout: Duration | None) -> None:
+    def __init__(self, job_id: int, backend_pid: int, timeout: Duration | None) -> None:
         """Begin the time of the wait.
 
         Args:
             job_id: Id of the job.
+            backend_pid: The server process of the connection, as it was told at its
+                start. A pooler tells another one than that of the session.
             timeout: The longest wait in seconds; None: any time.
         """
         limit = math.inf if timeout is None else to_seconds(timeout, "timeout", zero=True)
         self._job_id = job_id
+        self._backend_pid = backend_pid
         self._end = time.monotonic() + limit
         self._session: tuple[int, int] | None = None
         self._begun = False
@@ -62,6 +75,7 @@ class SessionWait:
 
         Raises:
             JobNotFound: There is no such job.
+            ConfigError: The connection leads through a pooler.
             TimeoutError: The time is over.
         """
         info = yield from self._look()
@@ -70,9 +84,13 @@ class SessionWait:
                 return info
             self._check_time()
             self._begun = True
-            for number, queue_id in (
-                yield Statement("select * from tocsin.await_job(%s)", [self._job_id])
-            ):
+            ((own, number, queue_id),) = yield Statement(
+                _AWAIT, [self._backend_pid, self._backend_pid, self._job_id]
+            )
+            if not own:
+                self._begun = False
+                raise ConfigError("connection", _POOLED)
+            if number is not None:
                 self._session = number, queue_id
             if self._session is None:
                 info = yield from self._look()
@@ -114,7 +132,9 @@ class SessionWait:
 
     def _ask(self, queue_id: int) -> Generator[Step, Any, bool]:
         """Ask whether a transaction is open that has finished jobs of the queue."""
-        function = "untold_outcomes" if self._locked else "begin_awaiting"
+        function = "unannounced_outcomes" if self._locked else "begin_awaiting"
         self._locked = True
-        ((untold,),) = yield Statement(f"select tocsin.{function}(%s::integer[])", [[queue_id]])
-        return bool(untold)
+        ((unannounced,),) = yield Statement(
+            f"select tocsin.{function}(%s::integer[])", [[queue_id]]
+        )
+        return bool(unannounced)

@@ -117,7 +117,7 @@ def submit_flow_blocking(
 def find_job(target: Target, definition: Definition[R], job_id: int, schema: str) -> Job[R]:
     """Return a job by its id; see `Task.job`."""
     if (found := _find_jobs(target)) is not None:
-        return found[0].handle(definition, job_id)
+        return found[0].job_of(definition, job_id)
     return SessionJob(_rows(target, Schema(schema)), job_id, definition)
 
 

@@ -17,6 +17,7 @@ import trio
 from tocsin._database.client import Connection, Database
 
 from .membership import Membership
+from .outcome_registrations import OutcomeRegistrations
 from .recheck import Recheck
 
 ANNOUNCED = "job "
@@ -59,19 +60,10 @@ class OutcomeWaits:
             membership: Registers this process.
             on_change: Called when the loop has something to do.
         """
-        self.recheck: Recheck = Recheck()
-        """When to ask again whether waits are safe."""
-        self._database = database
+        self._registrations = OutcomeRegistrations(database, membership)
         self._membership = membership
         self._on_change = on_change
         self._waits: dict[int, list[OutcomeWait]] = {}
-        # Jobs with a row in `awaited`; those whose wait is not safe yet, by queue.
-        self._registered: set[int] = set()
-        self._unsafe: dict[int, int] = {}
-        # Whether rows of a connection that was lost may be left.
-        self._rows_left = False
-        # Queues with the lock `awaited`.
-        self._locked: set[int] = set()
 
     @property
     def wanted(self) -> bool:
@@ -81,7 +73,12 @@ class OutcomeWaits:
     @property
     def safe(self) -> bool:
         """Whether each job that a task waits for will be announced."""
-        return self._waits.keys() <= self._registered and not self._unsafe
+        return all(map(self._registrations.is_safe, self._waits))
+
+    @property
+    def recheck(self) -> Recheck:
+        """When to ask again whether waits are safe."""
+        return self._registrations.recheck
 
     @asynccontextmanager
     async def waiting(self, job_id: int) -> AsyncIterator[OutcomeWait]:
@@ -95,7 +92,7 @@ class OutcomeWaits:
         """
         await self._membership.ensure_process()
         wait = OutcomeWait()
-        if job_id in self._registered and job_id not in self._unsafe:
+        if self._registrations.is_safe(job_id):
             wait.wake()
         self._waits.setdefault(job_id, []).append(wait)
         self._on_change()
@@ -127,58 +124,15 @@ class OutcomeWaits:
             The connection may hold more locks than this object knows of, so it is to be
             closed.
         """
-        if new := self._waits.keys() - self._registered:
-            rows = await self._database.fetch(
-                "select job_id, queue_id from tocsin.await_jobs(%s::bigint[], %s, %s)",
-                [list(new), self._membership.process.id, self._rows_left],
-                on=connection,
-            )
-            self._rows_left = False
-            self._registered |= new
-            self._unsafe |= {int(job_id): int(queue_id) for job_id, queue_id in rows}
-            self._wake(new - self._unsafe.keys())
-            self.recheck.begin()
-        if self._unsafe and self.recheck.due:
-            await self._confirm(connection)
-        if gone := self._registered - self._waits.keys():
-            await self._database.fetch(
-                "select tocsin.leave_jobs(%s::bigint[], %s)",
-                [list(gone), self._membership.process.id],
-                on=connection,
-            )
-            self._registered -= gone
-            self._unsafe = {j: q for j, q in self._unsafe.items() if j not in gone}
-        if not self._unsafe:
-            self.recheck.stop()
-        if self._locked and not self._waits:
-            await self._database.fetch(
-                "select tocsin.end_awaiting(%s)", [list(self._locked)], on=connection
-            )
-            self._locked.clear()
-
-    async def _confirm(self, connection: Connection) -> None:
-        """Ask which waits are safe now, and have all of these tasks look."""
-        asked = dict(self._unsafe)
-        missing = set(asked.values()) - self._locked
-        locked = set(asked.values()) & self._locked
-        self._locked |= missing
-        untold = await self._ask("begin_awaiting", missing, connection)
-        untold |= await self._ask("untold_outcomes", locked, connection)
-        for job_id, queue_id in asked.items():
-            if queue_id not in untold:
-                del self._unsafe[job_id]
-        # Also those that are not safe: a transaction may have ended since the last
-        # question.
-        self._wake(asked)
-        self.recheck.asked(again=bool(self._unsafe))
-
-    async def _ask(self, function: str, queue_ids: set[int], connection: Connection) -> set[int]:
-        if not queue_ids:
-            return set()
-        (untold,) = await self._database.fetch_one(
-            f"select tocsin.{function}(%s)", [list(queue_ids)], on=connection
-        )
-        return set(untold)
+        registrations = self._registrations
+        if new := self._waits.keys() - registrations.jobs:
+            await registrations.begin(new, connection)
+            self._wake(new)
+        if registrations.recheck.due:
+            # Also those that are not safe: a transaction may have ended since the last
+            # question.
+            self._wake(await registrations.confirm(connection))
+        await registrations.end(registrations.jobs - self._waits.keys(), connection)
 
     def _wake(self, job_ids: Iterable[int]) -> None:
         for job_id in job_ids:
@@ -187,9 +141,5 @@ class OutcomeWaits:
 
     def lost(self) -> None:
         """Note that the connection and its locks are gone."""
-        self._rows_left = self._rows_left or bool(self._registered)
-        self._registered.clear()
-        self._locked.clear()
-        self._unsafe.clear()
-        self.recheck.stop()
+        self._registrations.lost()
         self.wake_all()
