@@ -34,6 +34,7 @@ def named(page: Path) -> str:
 
 
 LONG = {
+    "cpu-work.md",
     "driver.md",
     "getting-started-with-jobs.md",
     "moving-from-gigq.md",

@@ -51,6 +51,8 @@ async def test_a_job_that_waits_is_cancelled_at_once(store: tocsin.Store) -> Non
 
 
 async def test_a_job_that_runs_ends_and_keeps_its_key_until_then(store: tocsin.Store) -> None:
+    """Its process is told; the lease, whose extension would tell it, is long."""
+    await store.queues.ensure("default", vt=3600)
     began = trio.Event()
     ended = trio.Event()
     cleaned_up = trio.Event()

@@ -234,6 +234,7 @@ async def test_a_session_ends_only_its_own_wait(store: tocsin.Store, store_dsn: 
         ).fetchall()
         leave = "select tocsin.leave_job(%s, %s, false)"
         assert await query(store_dsn, leave, number, queue_id) == [(False,)]
+        assert len(await query(store_dsn, "select * from tocsin.awaited")) == 1
         assert connection.execute(leave.encode(), [number, queue_id]).fetchall() == [(True,)]
 
 
