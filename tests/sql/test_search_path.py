@@ -29,7 +29,6 @@ CALLS = {
     "purge_queue": "('made', true, true, true, true, true, null, false)",
     "queue_metrics": "('made')",
     "store_stats": "()",
-    "queue_health": "('made')",
     "maintain": "()",
     "reclaim": "()",
     "enqueue": (
@@ -66,7 +65,9 @@ CALLS = {
     "list_edges": "(1)",
     "cancel_flow": "(1)",
     "requeue_flow": "(1)",
-    "list_jobs": "(task => 't', queue => 'q', state => 'failed', key => 'k', after => 1)",
+    "list_jobs": (
+        "(task => 't', queue => 'q', state => 'failed', key => 'k', after => 1, job_id => 2)"
+    ),
     "job_stats": "()",
     "task_metrics": "()",
     "edit_job": """(tocsin.enqueue('q', '[]', task => 't'), 1, '{"a": 1}')""",
@@ -86,7 +87,8 @@ CALLS = {
     "register_process": "('h', 1, 'v', '1 s')",
     "process_channel": "(1)",
     "attach_process": "(1)",
-    "register_worker": "('q', 'consumer', 'w', 1, 'h', 1, 'v')",
+    "register_worker": "('q', 'consumer', 'w', 1, 'h', 1, 'v', tasks => '{t}')",
+    "queue_health": "('q')",
     "queue_of": "(1)",
     "worker_heartbeat": "(1)",
     "list_workers": "()",
@@ -99,7 +101,7 @@ CALLS = {
     "unrung_transactions": "('{1, 2}')",
     "end_waiting": "('{1, 2}')",
     "claim": "(1, 1, 10)",
-    "extend": "({ids}, {leases}, '1 min')",
+    "extend": """({ids}, {leases}, '1 min', '[{{"done": 1}}]')""",
     "archive": "({ids}, {leases})",
     "delete": "({ids}, {leases})",
     "release": "({ids}, {leases}, '1 s')",
