@@ -50,7 +50,7 @@ create table tocsin.slots (
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
 comment on table tocsin.slots is
-    'What each held, ready or leased message needs of its limits, and what it has.';
+    'The limits of each held, ready or leased message: the slot that it has, or its line.';
 comment on column tocsin.slots.key is 'The key; empty: the limit has no keys.';
 comment on column tocsin.slots.line is
     'The line that the row waits in: that of its queue, or 0, that of all queues (ordered).';

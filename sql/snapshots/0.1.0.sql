@@ -302,7 +302,7 @@ WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', 
 
 
 
-COMMENT ON TABLE tocsin.slots IS 'What each held, ready or leased message needs of its limits, and what it has.';
+COMMENT ON TABLE tocsin.slots IS 'The limits of each held, ready or leased message: the slot that it has, or its line.';
 
 
 
@@ -8897,7 +8897,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:06:14.142554+00', '2026-11-29 21:06:14.160261+00', '2026-11-29 21:06:14.179093+00', '2026-11-30 21:06:14.179093+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:07:29.841855+00', '2026-11-29 21:07:29.849282+00', '2026-11-29 21:07:29.869203+00', '2026-11-30 21:07:29.869203+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8910,21 +8910,21 @@ INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:06:14.24328+00', '2026-11-29 21:06:14.264527+00', '2026-11-29 21:06:14.273181+00', '2985-03-06 21:06:14.273181+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:07:29.912824+00', '2026-11-29 21:07:29.928948+00', '2026-11-29 21:07:29.930403+00', '2985-03-06 21:07:29.930403+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:06:14.179093+00', '2026-11-29 21:06:14.179093+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:06:14.273181+00', '2026-11-29 21:06:14.273181+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:07:29.869203+00', '2026-11-29 21:07:29.869203+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:07:29.930403+00', '2026-11-29 21:07:29.930403+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:06:14.021324+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:06:14.02135+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:06:14.021356+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:07:29.744591+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:07:29.744618+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:07:29.744624+00');
 
 
 
@@ -8937,11 +8937,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '7a4f146c5dcbc8fd8d673df2c4cf0b1ae2d767d780e2680684e2abd882a4c757');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '30c33578f6622f97ee80a12a3e613119f07c6495651075461f276e0ca1fd405e');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:06:14.293354+00', '2026-11-29 21:06:14.299687+00', '2026-11-29 21:06:14.322155+00', 1795986374299687, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:06:14.303198+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:06:14.299687+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:07:29.956389+00', '2026-11-29 21:07:29.960168+00', '2026-11-29 21:07:29.982696+00', 1795986449960168, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:07:29.968315+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:07:29.960168+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8963,43 +8963,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:06:14.293354+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:07:12.471718+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:08:28.697831+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:06:14.259125+00', '2026-11-29 21:06:16.264527+00', '2026-11-29 21:06:14.259125+00', '2026-11-29 21:06:14.264527+00', NULL, 1795986374264527, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:06:15.422901+00', '2026-11-29 21:06:15.422901+00', '2026-11-29 21:06:14.288151+00', '2026-11-29 21:06:14.292133+00', NULL, 1795986374292133, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:06:14.303198+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:06:14.292133+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', '2026-11-29 21:06:14.334277+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:06:14.359567+00', '2026-11-29 21:06:14.359567+00', '2026-11-29 21:06:14.359567+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:06:15.361667+00', '2026-11-29 21:06:15.361667+00', '2026-11-29 21:06:14.361667+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:06:15.362784+00', '2026-11-29 21:06:15.362784+00', '2026-11-29 21:06:14.362784+00', NULL, '2026-11-29 21:06:14.862784+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:06:14.363769+00', '2985-03-06 21:06:14.363769+00', '2026-11-29 21:06:14.363769+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:06:14.364602+00', '2026-11-29 21:06:14.364602+00', '2026-11-29 21:06:14.364602+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:07:29.919982+00', '2026-11-29 21:07:31.928948+00', '2026-11-29 21:07:29.919982+00', '2026-11-29 21:07:29.928948+00', NULL, 1795986449928948, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:07:30.890322+00', '2026-11-29 21:07:30.890322+00', '2026-11-29 21:07:29.940809+00', '2026-11-29 21:07:29.951744+00', NULL, 1795986449951744, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:07:29.968315+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:07:29.951744+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', '2026-11-29 21:07:30.004476+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:07:30.020178+00', '2026-11-29 21:07:30.020178+00', '2026-11-29 21:07:30.020178+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:07:31.023494+00', '2026-11-29 21:07:31.023494+00', '2026-11-29 21:07:30.023494+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:07:31.038728+00', '2026-11-29 21:07:31.038728+00', '2026-11-29 21:07:30.038728+00', NULL, '2026-11-29 21:07:30.538728+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:07:30.043509+00', '2985-03-06 21:07:30.043509+00', '2026-11-29 21:07:30.043509+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:07:30.055968+00', '2026-11-29 21:07:30.055968+00', '2026-11-29 21:07:30.055968+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:06:12.471718+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:06:12.471718+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:06:12.471718+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:06:12.471718+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:06:12.471718+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:07:28.697831+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:07:28.697831+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:07:28.697831+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:07:28.697831+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:07:28.697831+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 4330, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:06:14.051542+00', '2026-11-29 21:06:14.119039+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 6335, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:07:29.762882+00', '2026-11-29 21:07:29.822427+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:06:13.592447+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:06:13.608829+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:06:14.366035+00', '2026-11-29 21:06:13.623878+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:07:29.445595+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:07:29.4574+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:07:30.060709+00', '2026-11-29 21:07:29.469235+00', 'tocsin.paused');
 
 
 
@@ -9018,13 +9018,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:06:14.041944+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:07:29.761652+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 4330, '0.1.0', '2026-11-29 21:06:14.061701+00', '2026-11-29 21:06:14.061701+00', '2026-11-29 21:06:14.201092+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 4330, '0.1.0', '2026-11-29 21:06:14.213743+00', '2026-11-29 21:06:14.213743+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 4330, '0.1.0', '2026-11-29 21:06:14.233512+00', '2026-11-29 21:06:14.233512+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 6335, '0.1.0', '2026-11-29 21:07:29.769508+00', '2026-11-29 21:07:29.769508+00', '2026-11-29 21:07:29.879807+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 6335, '0.1.0', '2026-11-29 21:07:29.88576+00', '2026-11-29 21:07:29.88576+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 6335, '0.1.0', '2026-11-29 21:07:29.902104+00', '2026-11-29 21:07:29.902104+00', NULL, NULL);
 
 
 

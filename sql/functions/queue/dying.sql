@@ -3,7 +3,7 @@
 -- Moves messages to the dead letters. A message that cannot become a dead letter
 -- (because of a constraint, a trigger, or an index for which its payload is too large)
 -- does not stop the other messages. It is delayed for a minute, and then delivered once
--- more if it has not expired. A held message stays held.
+-- more if it has not expired. A message that waits for another one stays held.
 create or replace function tocsin._move_to_dead_letters(
     ids bigint[], reason text, errors text[] default null, tracebacks text[] default null,
     deliveries jsonb[] default null

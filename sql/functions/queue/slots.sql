@@ -3,12 +3,13 @@
 -- lock taken grants nothing and soon comes again, and rows that another transaction has
 -- locked are skipped, until a later scan.
 --
--- A message at the front of a line with a free slot is granted, or a later key that it
--- needs has none. Then it moves to the line of that key, and the free slot stays reserved
--- for it as long as it waits there: the scan looks at no further message for that slot.
--- When a message finds an earlier key taken, it moves back to that line, and the scan
--- looks at the lines behind once more. So a scan moves few messages, whatever the length
--- of the lines.
+-- When a line has a free slot, the scan looks at the message at its front. If each later
+-- key that the message needs has a free slot, too, the scan grants all of them. If not,
+-- the message moves to the line of the first key that has none. The free slot stays
+-- reserved for it while it waits there: the scan looks at no further message for that
+-- slot. When a message finds an earlier key taken, it moves back to that line, and the
+-- scan looks at the lines behind once more. So a scan moves few messages, whatever the
+-- length of the lines.
 
 -- Grants what the queue's held messages wait for. Returns the seconds until the next scan
 -- must come again; null: it need not.
