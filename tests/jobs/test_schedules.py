@@ -365,6 +365,24 @@ async def test_a_worker_that_has_lost_its_lease_submits_nothing(
         await until_jobs(store_dsn, 1)
 
 
+async def test_a_tick_that_was_handled_before_submits_nothing(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    """Whatever a worker has computed from an earlier state of the schedule."""
+    await store.schedules.set("s", tasks.nothing.call(), every=HOUR)
+    await make_due(store_dsn)
+    async with store.consumer("default") as consumer:
+        (message,) = await consumer.dequeue(1)
+        assert await query(
+            store_dsn,
+            "select tocsin.tick(%s, %s, array[now() - interval '1 day', now() - interval '2 h',"
+            " now() - interval '1 h'], now() + interval '1 h')",
+            message.id,
+            message.lease_token,
+        ) == [(True,)]
+    assert len(await ticks_of_jobs(store_dsn)) == 1
+
+
 async def test_a_tick_of_a_worker_that_dies_is_submitted_by_another(
     store: tocsin.Store, store_dsn: str
 ) -> None:
