@@ -29,7 +29,8 @@ comment on table tocsin.flows is
 comment on column tocsin.flows.ended_at is
     'When maintenance found that no job of the flow is unfinished; null: it has not.';
 comment on column tocsin.flows.keep_until is
-    'When the flow may be deleted: ended_at plus the longest retention of its queues.';
+    'When the flow may be deleted: ended_at plus the longest retention of its queues, or later '
+    'if it has a dead letter.';
 create index flows_unended on tocsin.flows (id) where ended_at is null;
 create index flows_ending on tocsin.flows (keep_until) where keep_until is not null;
 

@@ -2048,11 +2048,17 @@ CREATE FUNCTION tocsin._end_flows(most integer) RETURNS void
 #variable_conflict use_column
 declare
     t timestamptz := "tocsin"._clock();
+    parts float8 := ceil((select count(*) from "tocsin".flows f where f.ended_at is null)::float8
+                         / most);
     over bigint[];
 begin
+    over := array(select f.id
+                  from (select x.id from "tocsin".flows x where x.ended_at is null order by x.id
+                        offset most * floor(random() * parts) limit most) f
+                  where not "tocsin"._is_unfinished(f.id));
     over := array(select f.id from "tocsin".flows f
-                  where f.ended_at is null and not "tocsin"._is_unfinished(f.id)
-                  order by f.id limit most for update skip locked);
+                  where f.id = any (over) and f.ended_at is null
+                  order by f.id for update skip locked);
     with ended as (
         update "tocsin".flows f
         set ended_at = t,
@@ -2070,12 +2076,17 @@ begin
     from "tocsin".flow_jobs j
     join "tocsin".archive_policies p on p.queue_id = j.queue_id
     where j.flow_id = any (over) and a.queue_id = j.queue_id and a.id = j.job_id;
-    over := array(select f.id from "tocsin".flows f
-                  where f.keep_until <= t and not "tocsin"._is_unfinished(f.id)
-                      and not exists (select from "tocsin".flow_jobs j
-                                      join "tocsin".dead_letters d on d.id = j.job_id
-                                      where j.flow_id = f.id)
-                  limit most for update skip locked);
+    over := array(select f.id from "tocsin".flows f where f.keep_until <= t
+                  order by f.keep_until limit most for update skip locked);
+    with kept as (
+        update "tocsin".flows f set keep_until = t + interval '1 day'
+        where f.id = any (over) and exists (
+            select from "tocsin".flow_jobs j join "tocsin".dead_letters d on d.id = j.job_id
+            where j.flow_id = f.id)
+        returning f.id
+    )
+    select array_agg(x.id) into over
+    from unnest(over) x (id) where x.id not in (select k.id from kept k);
     delete from "tocsin".edges e where e.flow_id = any (over);
     delete from "tocsin".flow_jobs j where j.flow_id = any (over);
     delete from "tocsin".flows f where f.id = any (over);
@@ -2866,12 +2877,6 @@ CREATE FUNCTION tocsin._is_owner() RETURNS boolean
 
 CREATE FUNCTION tocsin._is_unfinished(flow_id bigint) RETURNS boolean
     LANGUAGE plpgsql STABLE
-    SET plan_cache_mode TO 'force_generic_plan'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET enable_hashjoin TO 'off'
-    SET enable_mergejoin TO 'off'
-    SET jit TO 'off'
     AS $$
 begin
     return exists (select from "tocsin".flow_jobs j join "tocsin".messages m on m.id = j.job_id
@@ -8576,7 +8581,7 @@ COMMENT ON COLUMN tocsin.flows.ended_at IS 'When maintenance found that no job o
 
 
 
-COMMENT ON COLUMN tocsin.flows.keep_until IS 'When the flow may be deleted: ended_at plus the longest retention of its queues.';
+COMMENT ON COLUMN tocsin.flows.keep_until IS 'When the flow may be deleted: ended_at plus the longest retention of its queues, or later if it has a dead letter.';
 
 
 
@@ -8897,7 +8902,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:09:22.574155+00', '2026-11-29 21:09:22.589843+00', '2026-11-29 21:09:22.610436+00', '2026-11-30 21:09:22.610436+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:11:12.180339+00', '2026-11-29 21:11:12.204293+00', '2026-11-29 21:11:12.222796+00', '2026-11-30 21:11:12.222796+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8910,21 +8915,21 @@ INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:0
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:09:22.675565+00', '2026-11-29 21:09:22.696535+00', '2026-11-29 21:09:22.704216+00', '2985-03-06 21:09:22.704216+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:11:12.278004+00', '2026-11-29 21:11:12.29458+00', '2026-11-29 21:11:12.299736+00', '2985-03-06 21:11:12.299736+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:09:22.610436+00', '2026-11-29 21:09:22.610436+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:09:22.704216+00', '2026-11-29 21:09:22.704216+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:11:12.222796+00', '2026-11-29 21:11:12.222796+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:11:12.299736+00', '2026-11-29 21:11:12.299736+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:09:22.45408+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:09:22.454107+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:09:22.454113+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:11:12.067212+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:11:12.067237+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:11:12.067242+00');
 
 
 
@@ -8937,11 +8942,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '30c33578f6622f97ee80a12a3e613119f07c6495651075461f276e0ca1fd405e');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'a4352e3eb9dcd5c5083ca5277d985d2eb70785adda9ab068587bbf07afa5eccf');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:09:22.730119+00', '2026-11-29 21:09:22.738652+00', '2026-11-29 21:09:22.781158+00', 1795986562738652, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:09:22.757282+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:09:22.738652+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:11:12.317112+00', '2026-11-29 21:11:12.32171+00', '2026-11-29 21:11:12.34163+00', 1795986672321710, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:11:12.324931+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:11:12.32171+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8963,43 +8968,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:09:22.730119+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:10:20.777075+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:12:10.783484+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:09:22.684971+00', '2026-11-29 21:09:24.696535+00', '2026-11-29 21:09:22.684971+00', '2026-11-29 21:09:22.696535+00', NULL, 1795986562696535, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:09:23.91246+00', '2026-11-29 21:09:23.91246+00', '2026-11-29 21:09:22.720505+00', '2026-11-29 21:09:22.728487+00', NULL, 1795986562728487, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:09:22.757282+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:09:22.728487+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', '2026-11-29 21:09:22.804982+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:09:22.820253+00', '2026-11-29 21:09:22.820253+00', '2026-11-29 21:09:22.820253+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:09:23.828315+00', '2026-11-29 21:09:23.828315+00', '2026-11-29 21:09:22.828315+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:09:23.840184+00', '2026-11-29 21:09:23.840184+00', '2026-11-29 21:09:22.840184+00', NULL, '2026-11-29 21:09:23.340184+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:09:22.844686+00', '2985-03-06 21:09:22.844686+00', '2026-11-29 21:09:22.844686+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:09:22.85557+00', '2026-11-29 21:09:22.85557+00', '2026-11-29 21:09:22.85557+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:11:12.283928+00', '2026-11-29 21:11:14.29458+00', '2026-11-29 21:11:12.283928+00', '2026-11-29 21:11:12.29458+00', NULL, 1795986672294580, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:11:13.265359+00', '2026-11-29 21:11:13.265359+00', '2026-11-29 21:11:12.312166+00', '2026-11-29 21:11:12.313342+00', NULL, 1795986672313342, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:11:12.324931+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:11:12.313342+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', '2026-11-29 21:11:12.368886+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:11:12.383012+00', '2026-11-29 21:11:12.383012+00', '2026-11-29 21:11:12.383012+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:11:13.392851+00', '2026-11-29 21:11:13.392851+00', '2026-11-29 21:11:12.392851+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:11:13.400126+00', '2026-11-29 21:11:13.400126+00', '2026-11-29 21:11:12.400126+00', NULL, '2026-11-29 21:11:12.900126+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:11:12.401282+00', '2985-03-06 21:11:12.401282+00', '2026-11-29 21:11:12.401282+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:11:12.401925+00', '2026-11-29 21:11:12.401925+00', '2026-11-29 21:11:12.401925+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:09:20.777075+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:09:20.777075+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:09:20.777075+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:09:20.777075+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:09:20.777075+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:11:10.783484+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:11:10.783484+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:11:10.783484+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:11:10.783484+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:11:10.783484+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 10568, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:09:22.491948+00', '2026-11-29 21:09:22.557538+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 15318, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:11:12.099695+00', '2026-11-29 21:11:12.158384+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:09:22.041986+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:09:22.053215+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:09:22.865156+00', '2026-11-29 21:09:22.067926+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:11:11.790924+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:11:11.804852+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:11:12.403322+00', '2026-11-29 21:11:11.816701+00', 'tocsin.paused');
 
 
 
@@ -9018,13 +9023,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:09:22.486244+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:11:12.090136+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 10568, '0.1.0', '2026-11-29 21:09:22.497727+00', '2026-11-29 21:09:22.497727+00', '2026-11-29 21:09:22.630788+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 10568, '0.1.0', '2026-11-29 21:09:22.645033+00', '2026-11-29 21:09:22.645033+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 10568, '0.1.0', '2026-11-29 21:09:22.660952+00', '2026-11-29 21:09:22.660952+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 15318, '0.1.0', '2026-11-29 21:11:12.102926+00', '2026-11-29 21:11:12.102926+00', '2026-11-29 21:11:12.245242+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 15318, '0.1.0', '2026-11-29 21:11:12.253647+00', '2026-11-29 21:11:12.253647+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 15318, '0.1.0', '2026-11-29 21:11:12.264145+00', '2026-11-29 21:11:12.264145+00', NULL, NULL);
 
 
 

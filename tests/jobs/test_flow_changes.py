@@ -181,6 +181,44 @@ async def test_maintenance_keeps_the_dead_letters_of_a_flow_until_it_has_ended(
     assert (await store.maintain()).dead_letters_purged == 1
 
 
+async def test_a_flow_is_kept_as_long_as_it_has_a_dead_letter(
+    store: tocsin.Store, store_dsn: str, chain: tocsin.Flow
+) -> None:
+    await store.queues.update("default", retention=60)
+    a, b = await find(store, chain, "a"), await find(store, chain, "b")
+    await lease(store_dsn, a.id)
+    async with open_connection(store_dsn) as connection:
+        await end(connection, a.id, succeeds=False)
+    await b.cancel()
+    await store.maintain()
+    for days in 2, 4:
+        await move_clock(store_dsn, days * 86400)
+        await store.maintain()
+        assert [flow.id for flow in await store.flows.list()] == [chain.id]
+    await store.dead_letters.purge("default")
+    await move_clock(store_dsn, 6 * 86400)
+    await store.maintain()
+    assert await store.flows.list() == []
+    assert await query(store_dsn, "select * from tocsin.flow_jobs") == []
+    assert await query(store_dsn, "select * from tocsin.edges") == []
+
+
+async def test_any_number_of_flows_is_ended_in_parts(store: tocsin.Store, store_dsn: str) -> None:
+    await store.queues.ensure("default")
+    for n in range(7):
+        async with store.flow(f"{n}") as flow:
+            flow.add(tasks.double.call(n))
+        if n % 2:
+            await store.flows.cancel(flow.id)
+    rounds = 0
+    while await query(store_dsn, ENDED) != [("1",), ("3",), ("5",)]:
+        await query(store_dsn, "select tocsin._end_flows(2)")
+        rounds += 1
+        assert rounds < 1000
+    assert rounds > 1
+
+
+ENDED = "select name from tocsin.flows where ended_at is not null order by id"
 SUBMISSIONS = {
     "": "must have a name",
     "name": "the same name",

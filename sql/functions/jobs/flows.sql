@@ -261,9 +261,10 @@ begin
 end
 $$;
 
--- Ends the flows without an unfinished job, at most this many: an archived job is then
--- deleted when the retention since its end is over. Deletes the flows that were ended so
--- long ago, unless one of their jobs is a dead letter.
+-- Looks at open flows, at most this many, and ends those without an unfinished job: an
+-- archived job is then deleted when the retention since its end is over. If more flows
+-- are open, the call looks at a part of them at random. Deletes the flows that were ended
+-- so long ago. A flow with a dead letter is kept, and looked at again after a day.
 create or replace function tocsin._end_flows(most integer) returns void
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
@@ -271,11 +272,17 @@ as $$
 #variable_conflict use_column
 declare
     t timestamptz := tocsin._clock();
+    parts float8 := ceil((select count(*) from tocsin.flows f where f.ended_at is null)::float8
+                         / most);
     over bigint[];
 begin
+    over := array(select f.id
+                  from (select x.id from tocsin.flows x where x.ended_at is null order by x.id
+                        offset most * floor(random() * parts) limit most) f
+                  where not tocsin._is_unfinished(f.id));
     over := array(select f.id from tocsin.flows f
-                  where f.ended_at is null and not tocsin._is_unfinished(f.id)
-                  order by f.id limit most for update skip locked);
+                  where f.id = any (over) and f.ended_at is null
+                  order by f.id for update skip locked);
     with ended as (
         update tocsin.flows f
         set ended_at = t,
@@ -293,12 +300,17 @@ begin
     from tocsin.flow_jobs j
     join tocsin.archive_policies p on p.queue_id = j.queue_id
     where j.flow_id = any (over) and a.queue_id = j.queue_id and a.id = j.job_id;
-    over := array(select f.id from tocsin.flows f
-                  where f.keep_until <= t and not tocsin._is_unfinished(f.id)
-                      and not exists (select from tocsin.flow_jobs j
-                                      join tocsin.dead_letters d on d.id = j.job_id
-                                      where j.flow_id = f.id)
-                  limit most for update skip locked);
+    over := array(select f.id from tocsin.flows f where f.keep_until <= t
+                  order by f.keep_until limit most for update skip locked);
+    with kept as (
+        update tocsin.flows f set keep_until = t + interval '1 day'
+        where f.id = any (over) and exists (
+            select from tocsin.flow_jobs j join tocsin.dead_letters d on d.id = j.job_id
+            where j.flow_id = f.id)
+        returning f.id
+    )
+    select array_agg(x.id) into over
+    from unnest(over) x (id) where x.id not in (select k.id from kept k);
     delete from tocsin.edges e where e.flow_id = any (over);
     delete from tocsin.flow_jobs j where j.flow_id = any (over);
     delete from tocsin.flows f where f.id = any (over);
@@ -308,8 +320,6 @@ $$;
 -- Returns whether a job of the flow is unfinished.
 create or replace function tocsin._is_unfinished(flow_id bigint) returns boolean
 language plpgsql stable
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
-set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 begin
     return exists (select from tocsin.flow_jobs j join tocsin.messages m on m.id = j.job_id
