@@ -609,6 +609,23 @@ async def test_a_change_while_a_worker_holds_the_tick(
         assert await query(store_dsn, rest) == left
 
 
+async def test_a_tick_message_of_an_earlier_generation_has_no_effect(
+    store: tocsin.Store, store_dsn: str
+) -> None:
+    await store.schedules.set("s", tasks.nothing.call(), every=HOUR)
+    await make_due(store_dsn)
+    await query(store_dsn, "update tocsin.schedules set generation = generation + 1")
+    async with store.consumer("default") as consumer:
+        (held,) = await consumer.dequeue(1)
+        assert await query(
+            store_dsn,
+            "select tocsin.tick(%s, %s, array[tocsin._clock()], now() + interval '1 hour')",
+            held.id,
+            held.lease_token,
+        ) == [(True,)]
+    assert await query(store_dsn, "select from tocsin.messages") == []
+
+
 async def test_changes_and_ticks_race(store: tocsin.Store, store_dsn: str) -> None:
     """A schedule that is changed under way has one tick message of its generation."""
     await store.schedules.set("s", tasks.nothing.call(), every=0.01)
