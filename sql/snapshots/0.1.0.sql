@@ -6437,7 +6437,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.list_workers(queue text DEFAULT NULL::text, worker_id bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text, started_at timestamp with time zone, heartbeat_at timestamp with time zone, heartbeat_age double precision, shutdown_at timestamp with time zone, ended text, held bigint, running_message_id bigint, running_for double precision)
+CREATE FUNCTION tocsin.list_workers(queue text DEFAULT NULL::text, worker_id bigint DEFAULT NULL::bigint) RETURNS TABLE(id bigint, name text, kind text, queue_id integer, queue text, status text, hostname text, pid integer, version text, started_at timestamp with time zone, heartbeat_at timestamp with time zone, heartbeat_age double precision, shutdown_at timestamp with time zone, ended text, held bigint, running_message_id bigint, running_for double precision, tasks text[])
     LANGUAGE sql STABLE SECURITY DEFINER
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -6461,7 +6461,8 @@ CREATE FUNCTION tocsin.list_workers(queue text DEFAULT NULL::text, worker_id big
            extract(epoch from "tocsin"._clock() - beat.at)::float8, s.shutdown_at, s.ended,
            coalesce(h.held, 0),
            h.message_id, case when h.since is not null
-               then greatest(0, extract(epoch from "tocsin"._clock() - h.since)) end::float8
+               then greatest(0, extract(epoch from "tocsin"._clock() - h.since)) end::float8,
+           s.tasks
     from shown s
     left join "tocsin".processes p on p.id = s.process_id
     left join holders h on h.worker_id = s.id
@@ -6795,7 +6796,7 @@ $$;
 
 
 
-CREATE FUNCTION tocsin.purge_workers(older_than interval, queue text DEFAULT NULL::text, dry_run boolean DEFAULT false) RETURNS TABLE(id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text, started_at timestamp with time zone, heartbeat_at timestamp with time zone, heartbeat_age double precision, shutdown_at timestamp with time zone, ended text, held bigint, running_message_id bigint, running_for double precision)
+CREATE FUNCTION tocsin.purge_workers(older_than interval, queue text DEFAULT NULL::text, dry_run boolean DEFAULT false) RETURNS TABLE(id bigint, name text, kind text, queue_id integer, queue_name text, status text, hostname text, pid integer, version text, started_at timestamp with time zone, heartbeat_at timestamp with time zone, heartbeat_age double precision, shutdown_at timestamp with time zone, ended text, held bigint, running_message_id bigint, running_for double precision, tasks text[])
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -8902,7 +8903,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:12:39.487935+00', '2026-11-29 21:12:39.508468+00', '2026-11-29 21:12:39.545184+00', '2026-11-30 21:12:39.545184+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:13:35.695841+00', '2026-11-29 21:13:35.702928+00', '2026-11-29 21:13:35.713612+00', '2026-11-30 21:13:35.713612+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8915,21 +8916,21 @@ INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:12:39.660866+00', '2026-11-29 21:12:39.686418+00', '2026-11-29 21:12:39.687923+00', '2985-03-06 21:12:39.687923+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:13:35.759467+00', '2026-11-29 21:13:35.782067+00', '2026-11-29 21:13:35.783063+00', '2985-03-06 21:13:35.783063+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:12:39.545184+00', '2026-11-29 21:12:39.545184+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:12:39.687923+00', '2026-11-29 21:12:39.687923+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:13:35.713612+00', '2026-11-29 21:13:35.713612+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:13:35.783063+00', '2026-11-29 21:13:35.783063+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:12:39.364501+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:12:39.364521+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:12:39.364525+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:13:35.602789+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:13:35.602806+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:13:35.60281+00');
 
 
 
@@ -8942,11 +8943,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'a4352e3eb9dcd5c5083ca5277d985d2eb70785adda9ab068587bbf07afa5eccf');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '4ab58c895a94474f7b2005191ae07ff1b3e65dc1e6839dff70ca86b95b61e150');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:12:39.709618+00', '2026-11-29 21:12:39.72111+00', '2026-11-29 21:12:39.75284+00', 1795986759721110, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:12:39.735979+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:12:39.72111+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:13:35.801794+00', '2026-11-29 21:13:35.804178+00', '2026-11-29 21:13:35.814321+00', 1795986815804178, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:13:35.810613+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:13:35.804178+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8968,43 +8969,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:12:39.709618+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:13:37.461333+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:14:34.580285+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:12:39.671449+00', '2026-11-29 21:12:41.686418+00', '2026-11-29 21:12:39.671449+00', '2026-11-29 21:12:39.686418+00', NULL, 1795986759686418, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:12:40.801309+00', '2026-11-29 21:12:40.801309+00', '2026-11-29 21:12:39.698866+00', '2026-11-29 21:12:39.704953+00', NULL, 1795986759704953, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:12:39.735979+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:12:39.704953+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', '2026-11-29 21:12:39.774327+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:12:39.802763+00', '2026-11-29 21:12:39.802763+00', '2026-11-29 21:12:39.802763+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:12:40.816238+00', '2026-11-29 21:12:40.816238+00', '2026-11-29 21:12:39.816238+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:12:40.820271+00', '2026-11-29 21:12:40.820271+00', '2026-11-29 21:12:39.820271+00', NULL, '2026-11-29 21:12:40.320271+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:12:39.833118+00', '2985-03-06 21:12:39.833118+00', '2026-11-29 21:12:39.833118+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:12:39.840608+00', '2026-11-29 21:12:39.840608+00', '2026-11-29 21:12:39.840608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:13:35.771759+00', '2026-11-29 21:13:37.782067+00', '2026-11-29 21:13:35.771759+00', '2026-11-29 21:13:35.782067+00', NULL, 1795986815782067, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:13:36.756323+00', '2026-11-29 21:13:36.756323+00', '2026-11-29 21:13:35.793131+00', '2026-11-29 21:13:35.801043+00', NULL, 1795986815801043, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:13:35.810613+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:13:35.801043+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', '2026-11-29 21:13:35.835803+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:13:35.8442+00', '2026-11-29 21:13:35.8442+00', '2026-11-29 21:13:35.8442+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:13:36.852134+00', '2026-11-29 21:13:36.852134+00', '2026-11-29 21:13:35.852134+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:13:36.856205+00', '2026-11-29 21:13:36.856205+00', '2026-11-29 21:13:35.856205+00', NULL, '2026-11-29 21:13:36.356205+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:13:35.859889+00', '2985-03-06 21:13:35.859889+00', '2026-11-29 21:13:35.859889+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:13:35.861539+00', '2026-11-29 21:13:35.861539+00', '2026-11-29 21:13:35.861539+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:12:37.461333+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:12:37.461333+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:12:37.461333+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:12:37.461333+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:12:37.461333+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:13:34.580285+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:13:34.580285+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:13:34.580285+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:13:34.580285+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:13:34.580285+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 17921, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:12:39.384162+00', '2026-11-29 21:12:39.468669+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 20178, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:13:35.621268+00', '2026-11-29 21:13:35.666713+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:12:38.976179+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:12:38.996814+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:12:39.852803+00', '2026-11-29 21:12:39.024299+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:13:35.37445+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:13:35.389914+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:13:35.867254+00', '2026-11-29 21:13:35.400623+00', 'tocsin.paused');
 
 
 
@@ -9023,13 +9024,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:12:39.38291+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:13:35.620026+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 17921, '0.1.0', '2026-11-29 21:12:39.405451+00', '2026-11-29 21:12:39.405451+00', '2026-11-29 21:12:39.588601+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 17921, '0.1.0', '2026-11-29 21:12:39.609819+00', '2026-11-29 21:12:39.609819+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 17921, '0.1.0', '2026-11-29 21:12:39.64413+00', '2026-11-29 21:12:39.64413+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 20178, '0.1.0', '2026-11-29 21:13:35.628968+00', '2026-11-29 21:13:35.628968+00', '2026-11-29 21:13:35.729914+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 20178, '0.1.0', '2026-11-29 21:13:35.736108+00', '2026-11-29 21:13:35.736108+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 20178, '0.1.0', '2026-11-29 21:13:35.748055+00', '2026-11-29 21:13:35.748055+00', NULL, NULL);
 
 
 

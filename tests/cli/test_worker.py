@@ -59,9 +59,10 @@ def test_list_shows_the_workers(cli: Call, store_dsn: str, queue: str) -> None:
         "HOST",
         "PID",
         "VERSION",
+        "TASKS",
     ]
     assert first[:6] == ["1", "a", "consumer", "q", "ready", "2"]
-    assert first[9:] == ["far.example.org", "7", "1.2.3"]
+    assert first[9:] == ["far.example.org", "7", "1.2.3", "-"]
     assert second[1] == "b"
     assert cli("worker", "list", "--queue", "other") == (0, "no workers\n", "")
     code, _, error = cli("worker", "list", "--queue", "none")

@@ -34,7 +34,7 @@ returns table (
     pid integer, version text,
     started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz,
     ended text, held bigint,
-    running_message_id bigint, running_for float8
+    running_message_id bigint, running_for float8, tasks text[]
 )
 language sql stable
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -56,7 +56,8 @@ as $$
            extract(epoch from tocsin._clock() - beat.at)::float8, s.shutdown_at, s.ended,
            coalesce(h.held, 0),
            h.message_id, case when h.since is not null
-               then greatest(0, extract(epoch from tocsin._clock() - h.since)) end::float8
+               then greatest(0, extract(epoch from tocsin._clock() - h.since)) end::float8,
+           s.tasks
     from shown s
     left join tocsin.processes p on p.id = s.process_id
     left join holders h on h.worker_id = s.id

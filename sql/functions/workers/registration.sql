@@ -138,7 +138,7 @@ returns table (
     pid integer, version text,
     started_at timestamptz, heartbeat_at timestamptz, heartbeat_age float8, shutdown_at timestamptz,
     ended text, held bigint,
-    running_message_id bigint, running_for float8
+    running_message_id bigint, running_for float8, tasks text[]
 )
 language plpgsql
 as $$

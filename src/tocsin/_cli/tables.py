@@ -206,6 +206,7 @@ WORKERS: list[Column[WorkerInfo]] = [
     Column("HOST", lambda w: w.hostname, narrow=True),
     Column("PID", lambda w: w.pid, "number"),
     Column("VERSION", lambda w: w.version),
+    Column("TASKS", lambda w: w.tasks, "prose"),
 ]
 
 

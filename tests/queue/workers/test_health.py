@@ -363,10 +363,12 @@ async def test_jobs_wait_and_no_worker_runs_their_task(store: tocsin.Store, stor
             r'jobs wait and no worker runs task "unknown": 1, the .* 36\d\d s', task
         )
         assert plain.startswith("plain messages wait and no consumer handles them: 1, the oldest")
-        async with store.worker([unknown]):
+        async with store.worker([unknown]) as other:
+            assert (await other.consumers[0].info()).tasks == ("unknown",)
             (problem,) = (await health(store)).problems
             assert problem == plain
-            async with store.consumer("q"):  # handles every message
+            async with store.consumer("q") as consumer:  # handles every message
+                assert (await consumer.info()).tasks is None
                 assert (await health(store)).healthy
         assert (await health(store)).healthy  # a moment without workers is none
         await query(

@@ -71,6 +71,13 @@ class WorkerInfo:
     """Id of the message that it has held for longest; None when it holds none."""
     running_for: float | None = None
     """For how many seconds it has held that message, and a handler has been running."""
+    tasks: tuple[str, ...] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(tuple)
+    )
+    """Names of the only tasks whose jobs it runs.
+
+    None: it handles every message, or is a producer.
+    """
 
 
 def read_info(row: tuple[Any, ...]) -> WorkerInfo:
