@@ -176,6 +176,15 @@ async def test_a_planned_job_belongs_to_its_flow(store: tocsin.Store) -> None:
         async with store.flow("packed") as flow:
             kept: Any = flow.add(packed.call(1))
             flow.add(add.call(kept, 1))
+    for single in "number", planned:
+        with pytest.raises(TypeError, match="after must be a list"):
+            async with store.flow("single") as flow:
+                flow.add(number.call(1), after=single)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="'one' is submitted already"):
+        one.add(number.call(2))
+    with pytest.raises(RuntimeError, match="'one' is submitted already"):
+        async with one:
+            pass
     with pytest.raises(TypeError, match="key"):
         async with store.flow("four") as four:
             four.add(number.using(key="k").call(1))

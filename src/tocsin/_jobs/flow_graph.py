@@ -115,9 +115,14 @@ class FlowGraph:
         Raises:
             FlowInvalid: The name is in use, or the job would run without an argument.
             ValueError: An argument is out of its range.
-            TypeError: It is no call, or has an option that a flow cannot give.
+            TypeError: It is no call, or has an option that a flow cannot give, or
+                ``after`` is a single job.
+            RuntimeError: The flow is submitted already.
         """
         check_call(call)
+        self._check_open()
+        if isinstance(after, str | Planned):
+            raise TypeError(f"after must be a list of jobs, not {after!r}")
         if refused := call.options.keys() & {"key", "schema"}:
             raise TypeError(f"a job of a flow has no option {', '.join(sorted(refused))}")
         rule = self._on_failure if on_failure is None else _check_rule(on_failure)
@@ -154,7 +159,9 @@ class FlowGraph:
 
         Raises:
             FlowInvalid: Jobs wait for each other, or for one that is not in the flow.
+            RuntimeError: The flow is submitted already.
         """
+        self._check_open()
         return [self._nodes[name].call for name in self._sort()]
 
     def _write(self, submissions: Sequence[Submission]) -> FlowBatch:
@@ -173,6 +180,10 @@ class FlowGraph:
         """Note the ids that the statement has given."""
         self._id, *job_ids = ids
         self._ids = dict(zip(self._sort(), job_ids, strict=True))
+
+    def _check_open(self) -> None:
+        if self._id is not None:
+            raise RuntimeError(f"flow {self.name!r} is submitted already; begin another one")
 
     def _sort(self) -> list[str]:
         """Return the names of the jobs, parents before children.
