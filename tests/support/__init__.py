@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import trio
 import trio.testing
-from psycopg import sql
+from psycopg import pq, sql
 
 import tocsin
 from tocsin._database.schema import functions
@@ -42,7 +42,10 @@ async def query(dsn: str, statement: str, *parameters: object) -> list[tuple[Any
     """Run one statement on a connection of its own."""
     async with open_connection(dsn) as connection:
         cursor = await connection.execute(statement.encode(), parameters or None)
-        return await cursor.fetchall() if cursor.description else []
+        result = cursor.pgresult
+        # also the rows of a query without columns, which has no description
+        has_rows = result is not None and result.status == pq.ExecStatus.TUPLES_OK
+        return await cursor.fetchall() if has_rows else []
 
 
 async def until(condition: Callable[[], object]) -> None:
