@@ -365,6 +365,16 @@ async def test_a_worker_that_has_lost_its_lease_submits_nothing(
         await until_jobs(store_dsn, 1)
 
 
+async def test_a_tick_does_not_wait_behind_a_backlog(store: tocsin.Store, store_dsn: str) -> None:
+    await store.schedules.set("s", tasks.nothing.call(), every=HOUR)
+    for number in range(3):
+        await tasks.double.using(priority=-1000).submit(store, number)
+    await make_due(store_dsn)
+    async with store.worker([tasks.double, tasks.nothing]) as worker:
+        assert await worker.process_one()
+    assert len(await ticks_of_jobs(store_dsn)) == 1
+
+
 async def test_a_tick_that_was_handled_before_submits_nothing(
     store: tocsin.Store, store_dsn: str
 ) -> None:
