@@ -7348,6 +7348,9 @@ declare
     again bigint[];
     requeued bigint[];
 begin
+    -- The end of a parent in a transaction of a stricter isolation level, whose snapshot is
+    -- older than this, would not see the jobs that are added. So it is refused.
+    update "tocsin".messages m set flow_id = m.flow_id where m.id = any (ids);
     perform "tocsin"._reopen_flows(array[flow_id]);
     again := array(select d.id from "tocsin".dead_letters d
                    where d.id = any (ids) order by d.id for update)
@@ -8903,7 +8906,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:19:21.979692+00', '2026-11-29 21:19:22.000273+00', '2026-11-29 21:19:22.023324+00', '2026-11-30 21:19:22.023324+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:22:23.804804+00', '2026-11-29 21:22:23.819074+00', '2026-11-29 21:22:23.831836+00', '2026-11-30 21:22:23.831836+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8916,21 +8919,21 @@ INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:1
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:19:22.136656+00', '2026-11-29 21:19:22.174268+00', '2026-11-29 21:19:22.175937+00', '2985-03-06 21:19:22.175937+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:22:23.882452+00', '2026-11-29 21:22:23.909392+00', '2026-11-29 21:22:23.912948+00', '2985-03-06 21:22:23.912948+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:19:22.023324+00', '2026-11-29 21:19:22.023324+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:19:22.175937+00', '2026-11-29 21:19:22.175937+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:22:23.831836+00', '2026-11-29 21:22:23.831836+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:22:23.912948+00', '2026-11-29 21:22:23.912948+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:19:21.792307+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:19:21.792326+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:19:21.792329+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:22:23.696971+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:22:23.696992+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:22:23.696996+00');
 
 
 
@@ -8943,11 +8946,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, '4ab58c895a94474f7b2005191ae07ff1b3e65dc1e6839dff70ca86b95b61e150');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '8e9cde887ee71eeb724c72c1523dcc306ce2aeddc45cad2fd44fb095cdadde46');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:19:22.223709+00', '2026-11-29 21:19:22.231307+00', '2026-11-29 21:19:22.278828+00', 1795987162231307, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:19:22.246505+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:19:22.231307+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:22:23.938539+00', '2026-11-29 21:22:23.953178+00', '2026-11-29 21:22:23.965975+00', 1795987343953178, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:22:23.95514+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:22:23.953178+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8969,43 +8972,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:19:22.223709+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:20:19.505802+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:23:22.122816+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:19:22.161033+00', '2026-11-29 21:19:24.174268+00', '2026-11-29 21:19:22.161033+00', '2026-11-29 21:19:22.174268+00', NULL, 1795987162174268, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:19:23.054487+00', '2026-11-29 21:19:23.054487+00', '2026-11-29 21:19:22.201727+00', '2026-11-29 21:19:22.214249+00', NULL, 1795987162214249, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:19:22.246505+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:19:22.214249+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', '2026-11-29 21:19:22.316452+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:19:22.34489+00', '2026-11-29 21:19:22.34489+00', '2026-11-29 21:19:22.34489+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:19:23.352438+00', '2026-11-29 21:19:23.352438+00', '2026-11-29 21:19:22.352438+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:19:23.372928+00', '2026-11-29 21:19:23.372928+00', '2026-11-29 21:19:22.372928+00', NULL, '2026-11-29 21:19:22.872928+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:19:22.383145+00', '2985-03-06 21:19:22.383145+00', '2026-11-29 21:19:22.383145+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:19:22.393633+00', '2026-11-29 21:19:22.393633+00', '2026-11-29 21:19:22.393633+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:22:23.89651+00', '2026-11-29 21:22:25.909392+00', '2026-11-29 21:22:23.89651+00', '2026-11-29 21:22:23.909392+00', NULL, 1795987343909392, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:22:25.007104+00', '2026-11-29 21:22:25.007104+00', '2026-11-29 21:22:23.930311+00', '2026-11-29 21:22:23.935663+00', NULL, 1795987343935663, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:22:23.95514+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:22:23.935663+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', '2026-11-29 21:22:23.987763+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:22:23.999781+00', '2026-11-29 21:22:23.999781+00', '2026-11-29 21:22:23.999781+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:22:25.003777+00', '2026-11-29 21:22:25.003777+00', '2026-11-29 21:22:24.003777+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:22:25.00666+00', '2026-11-29 21:22:25.00666+00', '2026-11-29 21:22:24.00666+00', NULL, '2026-11-29 21:22:24.50666+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:22:24.017785+00', '2985-03-06 21:22:24.017785+00', '2026-11-29 21:22:24.017785+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:22:24.031017+00', '2026-11-29 21:22:24.031017+00', '2026-11-29 21:22:24.031017+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:19:19.505802+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:19:19.505802+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:19:19.505802+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:19:19.505802+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:19:19.505802+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:22:22.122816+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:22:22.122816+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:22:22.122816+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:22:22.122816+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:22:22.122816+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 30663, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:19:21.839076+00', '2026-11-29 21:19:21.937422+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 3915, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:22:23.73219+00', '2026-11-29 21:22:23.78681+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:19:21.251812+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:19:21.278369+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:19:22.401505+00', '2026-11-29 21:19:21.290188+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:22:23.394347+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:22:23.41421+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:22:24.036524+00', '2026-11-29 21:22:23.427935+00', 'tocsin.paused');
 
 
 
@@ -9024,13 +9027,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:19:21.837653+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:22:23.73115+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 30663, '0.1.0', '2026-11-29 21:19:21.870317+00', '2026-11-29 21:19:21.870317+00', '2026-11-29 21:19:22.061481+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 30663, '0.1.0', '2026-11-29 21:19:22.081183+00', '2026-11-29 21:19:22.081183+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 30663, '0.1.0', '2026-11-29 21:19:22.116165+00', '2026-11-29 21:19:22.116165+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 3915, '0.1.0', '2026-11-29 21:22:23.746475+00', '2026-11-29 21:22:23.746475+00', '2026-11-29 21:22:23.852897+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 3915, '0.1.0', '2026-11-29 21:22:23.857175+00', '2026-11-29 21:22:23.857175+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 3915, '0.1.0', '2026-11-29 21:22:23.872962+00', '2026-11-29 21:22:23.872962+00', NULL, NULL);
 
 
 

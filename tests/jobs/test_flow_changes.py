@@ -114,6 +114,31 @@ async def test_a_requeue_of_a_flow_comes_before_the_end_of_a_parent_or_after_it(
     assert await states(store, flow) == {"a": "waiting", "b": "failed", "c": "cancelled"}
 
 
+@pytest.mark.parametrize("succeeds", [True, False])
+async def test_an_older_snapshot_cannot_end_a_parent_of_requeued_jobs(
+    store: tocsin.Store, store_dsn: str, *, succeeds: bool
+) -> None:
+    await store.queues.ensure("default")
+    async with store.flow("two parents") as flow:
+        a, b = (flow.add(tasks.double.call(n), name=name) for n, name in ((1, "a"), (2, "b")))
+        flow.add(tasks.double.call(3), name="c", after=[a, b])
+    await lease(store_dsn, *(flow.job(job).id for job in (a, b)))
+    async with open_connection(store_dsn) as connection:
+        await end(connection, flow.job(a).id, succeeds=False)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            async with connection.transaction():
+                await connection.execute(b"set transaction isolation level repeatable read")
+                await connection.execute(b"select 1 from tocsin.flows")
+                await store.flows.requeue(flow.id)
+                await end(connection, flow.job(b).id, succeeds=succeeds)
+        await end(connection, flow.job(b).id, succeeds=succeeds)
+    assert await states(store, flow) == {
+        "a": "waiting",
+        "b": "succeeded" if succeeds else "failed",
+        "c": "waiting" if succeeds else "cancelled",
+    }
+
+
 @pytest.mark.parametrize("end_of_attempt", ["fails", "succeeds"])
 async def test_a_cancellation_of_a_flow_waits_for_the_end_of_an_attempt(
     store: tocsin.Store, store_dsn: str, end_of_attempt: str

@@ -123,6 +123,9 @@ declare
     again bigint[];
     requeued bigint[];
 begin
+    -- The end of a parent in a transaction of a stricter isolation level, whose snapshot is
+    -- older than this, would not see the jobs that are added. So it is refused.
+    update tocsin.messages m set flow_id = m.flow_id where m.id = any (ids);
     perform tocsin._reopen_flows(array[flow_id]);
     again := array(select d.id from tocsin.dead_letters d
                    where d.id = any (ids) order by d.id for update)
