@@ -424,9 +424,46 @@ def test_the_jobs_of_a_modules_tasks_run(
         assert "delivery=1 task=service." in line
 
 
+PLACES = """
+import multiprocessing, threading
+import tocsin
+
+together = threading.Barrier(2)
+
+@tocsin.task(queue="q", timeout=60)
+def meet() -> bool:
+    together.wait()
+    return threading.current_thread() is not threading.main_thread()
+
+@tocsin.task(queue="q", runs="process", timeout=60)
+def where() -> bool:
+    return multiprocessing.parent_process() is not None
+"""
+
+
+def test_a_worker_has_the_given_numbers_of_threads_and_processes(
+    cli: Call, store_dsn: str, folder: Path
+) -> None:
+    (folder / "places.py").write_text(PLACES)
+    cli("queue", "create", "q")
+    options = ["--tasks", "places", "--threads", "2", "--processes", "1", "--once"]
+    empty = run(store_dsn, folder, *options)
+    assert empty.returncode == 0, empty.stderr
+    for task in "places.meet", "places.meet", "places.where":
+        ask(store_dsn, f"select tocsin.submit('{task}')")
+    ended = run(store_dsn, folder, *options, "--concurrency", "3")
+    assert ended.returncode == 0, ended.stderr
+    assert ask(store_dsn, OUTCOMES) == [
+        ("places.meet", True),
+        ("places.meet", True),
+        ("places.where", True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["q", "service:send", "--threads", "2"], "--threads and --processes belong to --tasks"),
         (["--tasks", "logging"], "module logging has no tasks"),
         (["--tasks", "service:send"], "service:send is not a task; put @tocsin.task before it"),
         (["--tasks", "nowhere"], "cannot import nowhere: ModuleNotFoundError"),

@@ -18,6 +18,7 @@ import trio
 import tocsin
 from tests.support import ENDS_WITHIN, PATIENCE, until, until_idle
 from tests.support.jobs import working
+from tocsin._jobs import worker
 
 ERRORS: dict[str, BaseException] = {
     "SystemExit": SystemExit(3),
@@ -26,6 +27,10 @@ ERRORS: dict[str, BaseException] = {
     "GeneratorExit": GeneratorExit("gone"),
     "OSError": OSError("lost"),
 }
+
+
+left_behind = threading.Event()
+"""Not set: what waits for it ends with its own time."""
 
 
 @tocsin.task(runs="process", max_attempts=1)
@@ -54,6 +59,21 @@ def raise_in_thread(name: str) -> None:
 async def raise_in_task(name: str) -> None:
     await trio.lowlevel.checkpoint()
     raise ERRORS[name]
+
+
+@tocsin.task(max_attempts=1)
+async def sleep_in_task(seconds: float) -> None:
+    await trio.sleep(seconds)
+
+
+@tocsin.task(runs="thread", max_attempts=1)
+def sleep_in_thread(seconds: float) -> None:
+    left_behind.wait(seconds)
+
+
+@tocsin.task(runs="process", max_attempts=1)
+def sleep_in_process(seconds: float) -> None:
+    left_behind.wait(seconds)
 
 
 @tocsin.task(runs="process", retry=tocsin.fixed(0, on=OSError), max_attempts=2)
@@ -256,6 +276,65 @@ async def test_threads_have_a_limit_of_their_own(store: tocsin.Store) -> None:
     finally:
         go_on.set()
     assert most == 2
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(2, 2), (4, 3)])
+async def test_by_default_there_are_as_many_threads_as_jobs_up_to_a_maximum(
+    store: tocsin.Store, monkeypatch: pytest.MonkeyPatch, concurrency: int, most: int
+) -> None:
+    assert worker.MOST_THREADS == 40
+    monkeypatch.setattr(worker, "MOST_THREADS", 3)
+    together = threading.Barrier(most)
+    inside = 0
+
+    @tocsin.task(name="meets")
+    def meet() -> int:
+        nonlocal inside
+        inside += 1
+        together.wait(PATIENCE)
+        return inside
+
+    async with working(store, meet, concurrency=concurrency):
+        for _ in range(2):
+            inside = 0
+            jobs = [await meet.submit(store) for _ in range(most)]
+            assert [await job.result(timeout=PATIENCE) for job in jobs] == [most] * most
+
+
+async def test_by_default_there_are_as_many_processes_as_processors(
+    store: tocsin.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    inside: list[int] = []
+    go_on = trio.Event()
+
+    class Counting:
+        async def run_sync(self, function: Any, *args: Any) -> Any:
+            inside.append(len(inside))
+            await go_on.wait()
+            return function(*args)
+
+    async with working(store, compute, concurrency=4, executor=Counting()):
+        jobs = [await compute.submit(store, n) for n in range(4)]
+        await until(lambda: len(inside) == 2)
+        await until_idle(store)
+        assert len(inside) == 2
+        go_on.set()
+        for job in jobs:
+            await job.result(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("runs", ["task", "thread", "process"])
+async def test_a_timeout_ends_the_attempt_wherever_the_function_runs(
+    store: tocsin.Store, runs: str
+) -> None:
+    """A process is killed, and a thread is left behind; the job fails in time."""
+    task = {"task": sleep_in_task, "thread": sleep_in_thread, "process": sleep_in_process}[runs]
+    async with working(store, task, concurrency=2):
+        job = await task.using(timeout=0.1).submit(store, 5.0)
+        with pytest.raises(tocsin.JobTimedOut):
+            await job.result(timeout=PATIENCE)
+        await (await task.submit(store, 0.0)).result(timeout=PATIENCE)
 
 
 async def test_a_thread_that_is_left_behind_holds_no_place(store: tocsin.Store) -> None:

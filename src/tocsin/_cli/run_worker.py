@@ -14,6 +14,7 @@ from tocsin import Consumer, Store, Suspended, Task, drain_on_signals
 from tocsin._cli import handlers, logs
 from tocsin._durations import to_timedelta
 from tocsin._jobs.job_consumer import JobConsumer
+from tocsin._jobs.worker_options import JobWorkerOptions
 
 from .options import COUNT, DURATION
 from .program import Command, Common, ExitCode, with_target
@@ -53,6 +54,22 @@ logger = logging.getLogger("tocsin.cli")
     default=1,
     show_default=True,
     help="Maximum number of concurrent handler calls.",
+)
+@click.option(
+    "--threads",
+    type=COUNT,
+    help=(
+        "With --tasks: maximum number of plain functions that run in threads at a time; by default"
+        " the --concurrency, but at most 40."
+    ),
+)
+@click.option(
+    "--processes",
+    type=COUNT,
+    help=(
+        "With --tasks: maximum number of functions that run in processes of their own at a time; by"
+        " default the number of processors."
+    ),
 )
 @click.option(
     "--batch", type=COUNT, help="Pass a list of at most this many messages to the handler."
@@ -115,6 +132,8 @@ async def run(
     handler: str | None,
     tasks: tuple[str, ...],
     concurrency: int,
+    threads: int | None,
+    processes: int | None,
     batch: int | None,
     once: bool,
     ordered: bool,
@@ -159,6 +178,8 @@ async def run(
                 raise ValueError(f"--tasks does not take {', '.join(given)}")
         elif queue is None or handler is None:
             raise ValueError("expected QUEUE and MODULE:HANDLER, or --tasks")
+        elif threads is not None or processes is not None:
+            raise ValueError("--threads and --processes belong to --tasks")
     except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
     if reload:
@@ -169,7 +190,13 @@ async def run(
     async with common.connect() as store:
         try:
             if isinstance(loaded, list):
-                await _run_tasks(store, loaded, concurrency, name, grace, once=once)
+                job_options: JobWorkerOptions = {
+                    "concurrency": concurrency,
+                    "threads": threads,
+                    "processes": processes,
+                    "name": name,
+                }
+                await _run_tasks(store, loaded, job_options, grace, once=once)
             else:
                 options: dict[str, Any] = {
                     "concurrency": concurrency,
@@ -192,14 +219,13 @@ async def run(
 async def _run_tasks(
     store: Store,
     tasks: list[Task[..., Any]],
-    concurrency: int,
-    name: str | None,
+    options: JobWorkerOptions,
     grace: timedelta | None,
     *,
     once: bool,
 ) -> None:
     names = ", ".join(task.name for task in tasks)
-    async with store.worker(tasks, concurrency=concurrency, name=name) as worker:
+    async with store.worker(tasks, **options) as worker:
         for consumer in worker.consumers:
             _log_start(consumer, names)
         async with drain_on_signals(grace=grace):
