@@ -279,6 +279,29 @@ async def test_a_job_that_was_cancelled_is_not_done(
     assert (await job.info()).attempts == 1
 
 
+async def test_a_cancellation_within_the_transaction_undoes_it(
+    store: tocsin.Store, effects: Effects
+) -> None:
+    written = trio.Event()
+
+    @tocsin.task(name="waits", queue="q")
+    async def wait() -> None:
+        job = tocsin.current_job()
+        async with job.transaction() as connection:
+            await connection.execute(EFFECT, [job.id])
+            written.set()
+            await trio.sleep_forever()
+
+    async with working(store, wait):
+        job = await wait.submit(store)
+        await written.wait()
+        await job.cancel("withdrawn")
+        with pytest.raises(tocsin.JobCancelled, match="withdrawn"):
+            await job.result(timeout=PATIENCE)
+    assert await effects() == []
+    assert [a.outcome for a in await job.attempts()] == ["cancelled"]
+
+
 async def test_done_is_called_once_and_in_a_transaction(
     store: tocsin.Store, effects: Effects
 ) -> None:

@@ -229,6 +229,37 @@ def test_a_look_at_unfinished_jobs_reads_nothing_of_finished_ones(plans: Any) ->
     assert read(look.format("1, 3")) == {"messages", "archive", "dead"}
 
 
+async def test_the_end_of_a_job_that_its_consumer_deletes_is_told(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=3600) as store:
+        await store.queues.ensure("default")
+        job = await tasks.double.submit(store, 1)
+
+        async def wait() -> None:
+            with pytest.raises(tocsin.JobNotFound):
+                await job.result(timeout=PATIENCE)
+
+        async with trio.open_nursery() as nursery, store.consumer("default") as consumer:
+            nursery.start_soon(wait)
+            await until_true(store_dsn, REGISTERED)
+            (message,) = await consumer.dequeue()
+            await message.delete()
+
+
+async def test_the_end_of_a_job_that_is_purged_is_found_with_the_heartbeat(store_dsn: str) -> None:
+    async with tocsin.connect(store_dsn, heartbeat=0.1) as store:
+        await store.queues.ensure("default")
+        job = await tasks.double.submit(store, 1)
+
+        async def wait() -> None:
+            with pytest.raises(tocsin.JobNotFound):
+                await job.result(timeout=PATIENCE)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await until_true(store_dsn, REGISTERED)
+            await store.queues.purge("default", ready=True)
+
+
 # What a wait leaves behind
 
 
