@@ -2079,7 +2079,7 @@ begin
     over := array(select f.id from "tocsin".flows f where f.keep_until <= t
                   order by f.keep_until limit most for update skip locked);
     with kept as (
-        update "tocsin".flows f set keep_until = t + interval '1 day'
+        update "tocsin".flows f set keep_until = t + interval '24 hours'
         where f.id = any (over) and exists (
             select from "tocsin".flow_jobs j join "tocsin".dead_letters d on d.id = j.job_id
             where j.flow_id = f.id)
@@ -4698,7 +4698,8 @@ begin
             select from "tocsin".workers w left join "tocsin".processes p on p.id = w.process_id
             where w.queue_id = _unserved_tasks.queue_id and w.kind = 'consumer'
                 and w.status in ('ready', 'polling', 'stopped')
-                and greatest(w.heartbeat_at, p.heartbeat_at, w.shutdown_at) >= "tocsin"._later(t, -max_age)
+                and greatest(w.heartbeat_at, p.heartbeat_at, w.shutdown_at)
+                    >= "tocsin"._later(t, -max_age)
                 and (w.tasks is null or k.task = any (w.tasks)))
         order by k.task;
 end
@@ -8906,7 +8907,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:29:11.569046+00', '2026-11-29 21:29:11.574259+00', '2026-11-29 21:29:11.584019+00', '2026-11-30 21:29:11.584019+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:30:14.928277+00', '2026-11-29 21:30:14.930971+00', '2026-11-29 21:30:14.934574+00', '2026-11-30 21:30:14.934574+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8919,21 +8920,21 @@ INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:2
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:29:11.608622+00', '2026-11-29 21:29:11.620119+00', '2026-11-29 21:29:11.621397+00', '2985-03-06 21:29:11.621397+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:30:14.943311+00', '2026-11-29 21:30:14.945399+00', '2026-11-29 21:30:14.946179+00', '2985-03-06 21:30:14.946179+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:29:11.584019+00', '2026-11-29 21:29:11.584019+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:29:11.621397+00', '2026-11-29 21:29:11.621397+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:30:14.934574+00', '2026-11-29 21:30:14.934574+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:30:14.946179+00', '2026-11-29 21:30:14.946179+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:29:11.50701+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:29:11.507034+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:29:11.507042+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:30:14.903097+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:30:14.903109+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:30:14.903113+00');
 
 
 
@@ -8946,11 +8947,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'fea326f97df72cb1c1ce84387fc878fd941aff03dc7149552eecd704019d340d');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, 'ca247fb89b84f91d3b019e8d9fb5e6f71ce1175911e6bdb39b8b97e191ffb0ad');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:29:11.63716+00', '2026-11-29 21:29:11.640091+00', '2026-11-29 21:29:11.650732+00', 1795987751640091, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:29:11.642059+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:29:11.640091+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:30:14.949804+00', '2026-11-29 21:30:14.950491+00', '2026-11-29 21:30:14.955159+00', 1795987814950491, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:30:14.951633+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:30:14.950491+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8972,43 +8973,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:29:11.63716+0
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:30:10.50162+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:31:14.543137+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:29:11.615982+00', '2026-11-29 21:29:13.620119+00', '2026-11-29 21:29:11.615982+00', '2026-11-29 21:29:11.620119+00', NULL, 1795987751620119, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:29:12.73293+00', '2026-11-29 21:29:12.73293+00', '2026-11-29 21:29:11.632086+00', '2026-11-29 21:29:11.636037+00', NULL, 1795987751636037, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:29:11.642059+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:29:11.636037+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', '2026-11-29 21:29:11.657821+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:29:11.662244+00', '2026-11-29 21:29:11.662244+00', '2026-11-29 21:29:11.662244+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:29:12.667996+00', '2026-11-29 21:29:12.667996+00', '2026-11-29 21:29:11.667996+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:29:12.672+00', '2026-11-29 21:29:12.672+00', '2026-11-29 21:29:11.672+00', NULL, '2026-11-29 21:29:12.172+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:29:11.673608+00', '2985-03-06 21:29:11.673608+00', '2026-11-29 21:29:11.673608+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:29:11.67586+00', '2026-11-29 21:29:11.67586+00', '2026-11-29 21:29:11.67586+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:30:14.944687+00', '2026-11-29 21:30:16.945399+00', '2026-11-29 21:30:14.944687+00', '2026-11-29 21:30:14.945399+00', NULL, 1795987814945399, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:30:15.800972+00', '2026-11-29 21:30:15.800972+00', '2026-11-29 21:30:14.948417+00', '2026-11-29 21:30:14.949095+00', NULL, 1795987814949095, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:30:14.951633+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:30:14.949095+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', '2026-11-29 21:30:14.958619+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:30:14.960549+00', '2026-11-29 21:30:14.960549+00', '2026-11-29 21:30:14.960549+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:30:15.961348+00', '2026-11-29 21:30:15.961348+00', '2026-11-29 21:30:14.961348+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:30:15.96193+00', '2026-11-29 21:30:15.96193+00', '2026-11-29 21:30:14.96193+00', NULL, '2026-11-29 21:30:15.46193+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:30:14.96253+00', '2985-03-06 21:30:14.96253+00', '2026-11-29 21:30:14.96253+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:30:14.963084+00', '2026-11-29 21:30:14.963084+00', '2026-11-29 21:30:14.963084+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:29:10.50162+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:29:10.50162+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:29:10.50162+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:29:10.50162+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:29:10.50162+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:30:14.543137+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:30:14.543137+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:30:14.543137+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:30:14.543137+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:30:14.543137+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 17314, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:29:11.526785+00', '2026-11-29 21:29:11.565225+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 19581, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:30:14.906959+00', '2026-11-29 21:30:14.926648+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:29:11.284358+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:29:11.296853+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:29:11.6806+00', '2026-11-29 21:29:11.30513+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:30:14.832254+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:30:14.835032+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:30:14.963958+00', '2026-11-29 21:30:14.836362+00', 'tocsin.paused');
 
 
 
@@ -9027,13 +9028,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:29:11.525506+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:30:14.906316+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 17314, '0.1.0', '2026-11-29 21:29:11.537852+00', '2026-11-29 21:29:11.537852+00', '2026-11-29 21:29:11.592818+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 17314, '0.1.0', '2026-11-29 21:29:11.596576+00', '2026-11-29 21:29:11.596576+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 17314, '0.1.0', '2026-11-29 21:29:11.604785+00', '2026-11-29 21:29:11.604785+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 19581, '0.1.0', '2026-11-29 21:30:14.90852+00', '2026-11-29 21:30:14.90852+00', '2026-11-29 21:30:14.937856+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 19581, '0.1.0', '2026-11-29 21:30:14.939481+00', '2026-11-29 21:30:14.939481+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 19581, '0.1.0', '2026-11-29 21:30:14.941699+00', '2026-11-29 21:30:14.941699+00', NULL, NULL);
 
 
 

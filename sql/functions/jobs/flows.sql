@@ -303,7 +303,7 @@ begin
     over := array(select f.id from tocsin.flows f where f.keep_until <= t
                   order by f.keep_until limit most for update skip locked);
     with kept as (
-        update tocsin.flows f set keep_until = t + interval '1 day'
+        update tocsin.flows f set keep_until = t + interval '24 hours'
         where f.id = any (over) and exists (
             select from tocsin.flow_jobs j join tocsin.dead_letters d on d.id = j.job_id
             where j.flow_id = f.id)

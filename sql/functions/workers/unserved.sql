@@ -43,7 +43,8 @@ begin
             select from tocsin.workers w left join tocsin.processes p on p.id = w.process_id
             where w.queue_id = _unserved_tasks.queue_id and w.kind = 'consumer'
                 and w.status in ('ready', 'polling', 'stopped')
-                and greatest(w.heartbeat_at, p.heartbeat_at, w.shutdown_at) >= tocsin._later(t, -max_age)
+                and greatest(w.heartbeat_at, p.heartbeat_at, w.shutdown_at)
+                    >= tocsin._later(t, -max_age)
                 and (w.tasks is null or k.task = any (w.tasks)))
         order by k.task;
 end
