@@ -31,6 +31,18 @@ def check_text(value: str, name: str) -> str:
     return value
 
 
+def check_worker_name(name: str | None) -> str | None:
+    """Return the name of a worker; None: it has none of its own.
+
+    Raises:
+        TypeError: The name is not a string.
+        ValueError: The name is empty, or PostgreSQL's text cannot hold it.
+    """
+    if name == "":
+        raise ValueError("name must not be empty")
+    return None if name is None else check_text(name, "name")
+
+
 def check_queue(queue: str) -> str:
     """Return the name of a queue that may exist.
 

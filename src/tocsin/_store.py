@@ -41,7 +41,7 @@ from tocsin._queue.workers.registration import registered
 from tocsin._queue.workers.registry import Workers
 from tocsin.driver._watch import Watch
 
-from ._arguments import check_text
+from ._arguments import check_worker_name
 from .telemetry.events import Events
 from .telemetry.instruments import Telemetry
 
@@ -217,7 +217,7 @@ class Store:
             self._process,
             self._batcher,
             queue,
-            _check_worker_name(name),
+            check_worker_name(name),
             rate_limit,
             self._telemetry,
         )
@@ -241,7 +241,7 @@ class Store:
         """
         return registered(
             Consumer(
-                self._database, self._process, self._process.bell, queue, _check_worker_name(name)
+                self._database, self._process, self._process.bell, queue, check_worker_name(name)
             )
         )
 
@@ -269,7 +269,7 @@ class Store:
         Cancellation:
             The registrations end, as they do at any end of the block.
         """
-        _check_worker_name(options.get("name"))
+        check_worker_name(options.get("name"))
         return open_worker(
             self._database,
             self._process,
@@ -393,9 +393,3 @@ class Store:
             failing_for=self._database.failing_for,
             closed_unanswered=sum(watch.dropped for watch in self._watches),
         )
-
-
-def _check_worker_name(name: str | None) -> str | None:
-    if name == "":
-        raise ValueError("name must not be empty")
-    return None if name is None else check_text(name, "name")
