@@ -3227,18 +3227,22 @@ CREATE FUNCTION tocsin._lowest_free(limit_id bigint, key text) RETURNS integer
     AS $$
 #variable_conflict use_column
 begin
-    if not exists (select from "tocsin".slots x
-                   where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
-                       and x.slot = 1) then
-        return 1;
-    end if;
-    return (select x.slot + 1 from "tocsin".slots x
-            where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
-                and x.slot is not null
-                and not exists (select from "tocsin".slots y
-                                where y.limit_id = x.limit_id and y.key = x.key
-                                    and y.slot = x.slot + 1)
-            order by x.slot limit 1);
+    return (
+        select f.slot from (
+            select 1 as slot
+            where not exists (select from "tocsin".slots x
+                              where x.limit_id = _lowest_free.limit_id
+                                  and x.key = _lowest_free.key and x.slot = 1)
+            union all
+            (select x.slot + 1 from "tocsin".slots x
+             where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
+                 and x.slot is not null
+                 and not exists (select from "tocsin".slots y
+                                 where y.limit_id = x.limit_id and y.key = x.key
+                                     and y.slot = x.slot + 1)
+             order by x.slot limit 1)
+        ) f limit 1
+    );
 end
 $$;
 
@@ -8255,33 +8259,6 @@ COMMENT ON COLUMN tocsin.archive.result IS 'Of a job that has succeeded: what it
 
 
 
-CREATE TABLE tocsin.archive_1h_2026113021 (
-    id bigint NOT NULL,
-    queue_id integer NOT NULL,
-    priority integer NOT NULL,
-    read_ct integer NOT NULL,
-    span integer DEFAULT NULL NOT NULL,
-    enqueued_at timestamp with time zone NOT NULL,
-    dequeued_at timestamp with time zone,
-    archived_at timestamp with time zone NOT NULL,
-    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
-    producer_worker_id bigint,
-    consumer_worker_id bigint,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb,
-    last_error text,
-    history jsonb,
-    task text,
-    options jsonb,
-    outcome text,
-    result jsonb
-);
-
-ALTER TABLE ONLY tocsin.archive_1h_2026113021 REPLICA IDENTITY FULL;
-
-
-
 CREATE TABLE tocsin.archive_1h_2026113022 (
     id bigint NOT NULL,
     queue_id integer NOT NULL,
@@ -8306,6 +8283,33 @@ CREATE TABLE tocsin.archive_1h_2026113022 (
 );
 
 ALTER TABLE ONLY tocsin.archive_1h_2026113022 REPLICA IDENTITY FULL;
+
+
+
+CREATE TABLE tocsin.archive_1h_2026113023 (
+    id bigint NOT NULL,
+    queue_id integer NOT NULL,
+    priority integer NOT NULL,
+    read_ct integer NOT NULL,
+    span integer DEFAULT NULL NOT NULL,
+    enqueued_at timestamp with time zone NOT NULL,
+    dequeued_at timestamp with time zone,
+    archived_at timestamp with time zone NOT NULL,
+    keep_until timestamp with time zone DEFAULT NULL NOT NULL,
+    producer_worker_id bigint,
+    consumer_worker_id bigint,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    last_error text,
+    history jsonb,
+    task text,
+    options jsonb,
+    outcome text,
+    result jsonb
+);
+
+ALTER TABLE ONLY tocsin.archive_1h_2026113023 REPLICA IDENTITY FULL;
 
 
 
@@ -8879,11 +8883,11 @@ ALTER TABLE tocsin.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 
 
 
-ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113021 FOR VALUES FROM (1, '2026-11-30 21:00:00+00') TO (1, '2026-11-30 22:00:00+00');
-
-
-
 ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113022 FOR VALUES FROM (1, '2026-11-30 22:00:00+00') TO (1, '2026-11-30 23:00:00+00');
+
+
+
+ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_1h_2026113023 FOR VALUES FROM (1, '2026-11-30 23:00:00+00') TO (1, '2026-12-01 00:00:00+00');
 
 
 
@@ -8907,7 +8911,7 @@ ALTER TABLE ONLY tocsin.archive ATTACH PARTITION tocsin.archive_rest FOR VALUES 
 
 
 
-INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:30:35.185704+00', '2026-11-29 21:30:35.189296+00', '2026-11-29 21:30:35.193975+00', '2026-11-30 21:30:35.193975+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_1h_2026113022 VALUES (1, 2, 0, 1, 1, '2026-11-29 22:06:10.926006+00', '2026-11-29 22:06:10.930637+00', '2026-11-29 22:06:10.936069+00', '2026-11-30 22:06:10.936069+00', NULL, 1, NULL, '"archived for a day"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
@@ -8920,21 +8924,21 @@ INSERT INTO tocsin.archive_1h_2026113021 VALUES (1, 2, 0, 1, 1, '2026-11-29 21:3
 
 
 
-INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 21:30:35.205156+00', '2026-11-29 21:30:35.20753+00', '2026-11-29 21:30:35.20861+00', '2985-03-06 21:30:35.20861+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.archive_8640h_2984032500 VALUES (2, 1, 0, 1, 8640, '2026-11-29 22:06:10.949866+00', '2026-11-29 22:06:10.952281+00', '2026-11-29 22:06:10.953254+00', '2985-03-06 22:06:10.953254+00', NULL, 3, NULL, '"archived"', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
 
 
 
-INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 21:30:35.193975+00', '2026-11-29 21:30:35.193975+00', 1);
-INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 21:30:35.20861+00', '2026-11-29 21:30:35.20861+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (2, 1, '2026-11-30 22:06:10.936069+00', '2026-11-29 22:06:10.936069+00', 1);
+INSERT INTO tocsin.archive_count_deltas VALUES (1, 8640, '2985-03-06 22:06:10.953254+00', '2026-11-29 22:06:10.953254+00', 1);
 
 
 
-INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 21:30:35.139263+00');
-INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 21:00:00+00","2026-11-30 23:00:00+00")', '2026-11-29 21:30:35.139282+00');
-INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 21:30:35.139286+00');
+INSERT INTO tocsin.archive_policies VALUES (1, '350000 days', 8640, '["2984-03-25 00:00:00+00","2986-03-15 00:00:00+00")', '2026-11-29 22:06:10.894845+00');
+INSERT INTO tocsin.archive_policies VALUES (2, '1 day', 1, '["2026-11-30 22:00:00+00","2026-12-01 00:00:00+00")', '2026-11-29 22:06:10.894863+00');
+INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:00:00+00","2026-12-31 00:00:00+00")', '2026-11-29 22:06:10.894867+00');
 
 
 
@@ -8947,11 +8951,11 @@ INSERT INTO tocsin.archive_policies VALUES (3, '30 days', 24, '["2026-12-29 00:0
 
 
 
-INSERT INTO tocsin.contract VALUES (true, 1, 1, 'ca247fb89b84f91d3b019e8d9fb5e6f71ce1175911e6bdb39b8b97e191ffb0ad');
+INSERT INTO tocsin.contract VALUES (true, 1, 1, '571131d9058dfab2944fc26b0db4d6a7ed9c177ed412887ec03624db1a063364');
 
 
 
-INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:30:35.213973+00', '2026-11-29 21:30:35.21482+00', '2026-11-29 21:30:35.222257+00', 1795987835214820, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:30:35.216909+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:30:35.21482+00:00"}]', NULL, NULL, NULL);
+INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 22:06:10.957044+00', '2026-11-29 22:06:10.957892+00', '2026-11-29 22:06:10.96598+00', 1795989970957892, NULL, 3, 1, NULL, '"dead"', NULL, 'handler_failed', 'boom', NULL, '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T22:06:10.960371+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T22:06:10.957892+00:00"}]', NULL, NULL, NULL);
 
 
 
@@ -8973,43 +8977,43 @@ INSERT INTO tocsin.dead_letters VALUES (6, 1, 0, 1, '2026-11-29 21:30:35.213973+
 
 
 
-INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 21:31:34.632873+00', false);
+INSERT INTO tocsin.maintenance VALUES (true, '2026-11-29 22:07:10.474503+00', false);
 
 
 
-INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 21:30:35.206631+00', '2026-11-29 21:30:37.20753+00', '2026-11-29 21:30:35.206631+00', '2026-11-29 21:30:35.20753+00', NULL, 1795987835207530, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 21:30:36.375993+00', '2026-11-29 21:30:36.375993+00', '2026-11-29 21:30:35.21167+00', '2026-11-29 21:30:35.212634+00', NULL, 1795987835212634, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T21:30:35.216909+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T21:30:35.212634+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', '2026-11-29 21:30:35.227166+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 21:30:35.229915+00', '2026-11-29 21:30:35.229915+00', '2026-11-29 21:30:35.229915+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 21:30:36.231423+00', '2026-11-29 21:30:36.231423+00', '2026-11-29 21:30:35.231423+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 21:30:36.232504+00', '2026-11-29 21:30:36.232504+00', '2026-11-29 21:30:35.232504+00', NULL, '2026-11-29 21:30:35.732504+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 21:30:35.233485+00', '2985-03-06 21:30:35.233485+00', '2026-11-29 21:30:35.233485+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 21:30:35.234308+00', '2026-11-29 21:30:35.234308+00', '2026-11-29 21:30:35.234308+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (4, 1, -1, 'leased', 1, '2026-11-29 22:06:10.951421+00', '2026-11-29 22:06:12.952281+00', '2026-11-29 22:06:10.951421+00', '2026-11-29 22:06:10.952281+00', NULL, 1795989970952281, NULL, 3, NULL, NULL, '"leased"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (5, 1, 0, 'delayed', 1, '2026-11-29 22:06:12.096602+00', '2026-11-29 22:06:12.096602+00', '2026-11-29 22:06:10.955538+00', '2026-11-29 22:06:10.95633+00', NULL, 1795989970956330, NULL, 3, NULL, NULL, '"fails"', NULL, 'boom', '[{"error": "boom", "worker": "c", "outcome": "handler_failed", "delivery": 1, "ended_at": "2026-11-29T22:06:10.960371+00:00", "worker_id": 3, "dequeued_at": "2026-11-29T22:06:10.95633+00:00"}]', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (7, 1, 0, 'ready', 0, '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"ready"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (8, 1, 0, 'ready', 0, '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"number": 1}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (9, 1, 0, 'ready', 0, '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[null, true]', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (10, 1, 0, 'ready', 0, '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '2.5', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (11, 1, 0, 'ready', 0, '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', '2026-11-29 22:06:10.972365+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '""', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (12, 1, -5, 'ready', 0, '2026-11-29 22:06:10.97592+00', '2026-11-29 22:06:10.97592+00', '2026-11-29 22:06:10.97592+00', NULL, NULL, NULL, NULL, NULL, NULL, 'one', '"important"', '{"trace": "x"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (13, 1, 0, 'delayed', 0, '2026-11-29 22:06:11.977399+00', '2026-11-29 22:06:11.977399+00', '2026-11-29 22:06:10.977399+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"soon"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (14, 1, 0, 'delayed', 0, '2026-11-29 22:06:11.978372+00', '2026-11-29 22:06:11.978372+00', '2026-11-29 22:06:10.978372+00', NULL, '2026-11-29 22:06:11.478372+00', NULL, NULL, NULL, NULL, NULL, '"expires"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (15, 1, 0, 'delayed', 0, '2985-03-06 22:06:10.979421+00', '2985-03-06 22:06:10.979421+00', '2026-11-29 22:06:10.979421+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"in a thousand years"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tocsin.messages VALUES (16, 3, 0, 'ready', 0, '2026-11-29 22:06:10.980354+00', '2026-11-29 22:06:10.980354+00', '2026-11-29 22:06:10.980354+00', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '"waits"', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 
 
 
-INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 21:30:34.632873+00');
-INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 21:30:34.632873+00');
-INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 21:30:34.632873+00');
-INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 21:30:34.632873+00');
-INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 21:30:34.632873+00');
+INSERT INTO tocsin.migrations VALUES (1, '0001_messages.sql', '2026-11-29 22:06:10.474503+00');
+INSERT INTO tocsin.migrations VALUES (2, '0002_workers.sql', '2026-11-29 22:06:10.474503+00');
+INSERT INTO tocsin.migrations VALUES (3, '0003_jobs.sql', '2026-11-29 22:06:10.474503+00');
+INSERT INTO tocsin.migrations VALUES (4, '0004_limits.sql', '2026-11-29 22:06:10.474503+00');
+INSERT INTO tocsin.migrations VALUES (5, '0005_schedules.sql', '2026-11-29 22:06:10.474503+00');
 
 
 
-INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 20192, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 21:30:35.159796+00', '2026-11-29 21:30:35.183412+00');
+INSERT INTO tocsin.processes OVERRIDING SYSTEM VALUE VALUES (1, 'vm', 10287, '0.1.0', 'postgres', '00:00:02', 1, false, '2026-11-29 22:06:10.90058+00', '2026-11-29 22:06:10.923744+00');
 
 
 
 
 
 
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 21:30:35.01722+00', 'tocsin.work');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 21:30:35.021923+00', 'tocsin.short');
-INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 21:30:35.235656+00', '2026-11-29 21:30:35.024423+00', 'tocsin.paused');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (1, 'work', '00:00:02', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '350000 days', '1000 years', 'on_demand', NULL, '2026-11-29 22:06:10.820167+00', 'tocsin.work');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (2, 'short', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '1 day', '1000 years', 'on_demand', NULL, '2026-11-29 22:06:10.823636+00', 'tocsin.short');
+INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30', 5, '00:00:01', 2, '01:00:00', 0.2, 1048576, 0, 0, '{}', '{}', DEFAULT, '30 days', '1000 years', 'on_demand', '2026-11-29 22:06:10.981958+00', '2026-11-29 22:06:10.825111+00', 'tocsin.paused');
 
 
 
@@ -9028,13 +9032,13 @@ INSERT INTO tocsin.queues OVERRIDING SYSTEM VALUE VALUES (3, 'paused', '00:00:30
 
 
 
-INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 21:30:35.158278+00');
+INSERT INTO tocsin.uptime VALUES (true, '2026-11-29 22:06:10.899749+00');
 
 
 
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 20192, '0.1.0', '2026-11-29 21:30:35.163804+00', '2026-11-29 21:30:35.163804+00', '2026-11-29 21:30:35.198079+00', NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 20192, '0.1.0', '2026-11-29 21:30:35.200144+00', '2026-11-29 21:30:35.200144+00', NULL, NULL);
-INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 20192, '0.1.0', '2026-11-29 21:30:35.203074+00', '2026-11-29 21:30:35.203074+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (1, 2, 'consumer', 'short', 'stopped', NULL, NULL, 'left', 1, 'postgres', NULL, 'vm', 10287, '0.1.0', '2026-11-29 22:06:10.902614+00', '2026-11-29 22:06:10.902614+00', '2026-11-29 22:06:10.941982+00', NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (2, 1, 'producer', 'p', 'ready', NULL, NULL, NULL, 2, 'postgres', 1, 'vm', 10287, '0.1.0', '2026-11-29 22:06:10.944774+00', '2026-11-29 22:06:10.944774+00', NULL, NULL);
+INSERT INTO tocsin.workers OVERRIDING SYSTEM VALUE VALUES (3, 1, 'consumer', 'c', 'ready', NULL, NULL, NULL, 3, 'postgres', 1, 'vm', 10287, '0.1.0', '2026-11-29 22:06:10.947919+00', '2026-11-29 22:06:10.947919+00', NULL, NULL);
 
 
 
@@ -9213,7 +9217,7 @@ CREATE INDEX archive_queue ON ONLY tocsin.archive USING btree (queue_id, id);
 
 
 
-CREATE INDEX archive_1h_2026113021_queue_id_id_idx ON tocsin.archive_1h_2026113021 USING btree (queue_id, id);
+CREATE INDEX archive_1h_2026113022_queue_id_id_idx ON tocsin.archive_1h_2026113022 USING btree (queue_id, id);
 
 
 
@@ -9221,15 +9225,15 @@ CREATE INDEX archive_jobs ON ONLY tocsin.archive USING btree (task, outcome, id)
 
 
 
-CREATE INDEX archive_1h_2026113021_task_outcome_id_idx ON tocsin.archive_1h_2026113021 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
-
-
-
-CREATE INDEX archive_1h_2026113022_queue_id_id_idx ON tocsin.archive_1h_2026113022 USING btree (queue_id, id);
-
-
-
 CREATE INDEX archive_1h_2026113022_task_outcome_id_idx ON tocsin.archive_1h_2026113022 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
+
+
+
+CREATE INDEX archive_1h_2026113023_queue_id_id_idx ON tocsin.archive_1h_2026113023 USING btree (queue_id, id);
+
+
+
+CREATE INDEX archive_1h_2026113023_task_outcome_id_idx ON tocsin.archive_1h_2026113023 USING btree (task, outcome, id) WHERE (task IS NOT NULL);
 
 
 
@@ -9369,19 +9373,19 @@ CREATE INDEX workers_process ON tocsin.workers USING btree (process_id) WHERE (p
 
 
 
-ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113021_queue_id_id_idx;
-
-
-
-ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113021_task_outcome_id_idx;
-
-
-
 ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113022_queue_id_id_idx;
 
 
 
 ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113022_task_outcome_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_queue ATTACH PARTITION tocsin.archive_1h_2026113023_queue_id_id_idx;
+
+
+
+ALTER INDEX tocsin.archive_jobs ATTACH PARTITION tocsin.archive_1h_2026113023_task_outcome_id_idx;
 
 
 

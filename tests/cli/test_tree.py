@@ -272,7 +272,12 @@ IN_A_PROCESS_OF_ITS_OWN = (
 )
 ELSEWHERE = {
     "test_demo.py": [("tocsin demo", "--data"), ("tocsin demo", "--dsn")],
-    "test_run.py": [("tocsin worker run", "--ordered"), ("tocsin worker run", "--tasks")],
+    "test_run.py": [
+        ("tocsin worker run", "--ordered"),
+        ("tocsin worker run", "--tasks"),
+        ("tocsin worker run", "--threads"),
+        ("tocsin worker run", "--processes"),
+    ],
     "test_job.py": [("tocsin job submit", "--tasks")],
     "test_schedule.py": [("tocsin schedule set", "--tasks")],
 }

@@ -231,7 +231,8 @@ as $$
     where s.limit_id = l.id and s.key = _free_slots.key and s.slot is not null
 $$;
 
--- Returns the lowest number that no slot of the key has.
+-- Returns the lowest number that no slot of the key has. It is one statement: with two,
+-- a slot that becomes free between them would make it a number beyond the limit.
 create or replace function tocsin._lowest_free(limit_id bigint, key text) returns integer
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -239,18 +240,22 @@ set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off set j
 as $$
 #variable_conflict use_column
 begin
-    if not exists (select from tocsin.slots x
-                   where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
-                       and x.slot = 1) then
-        return 1;
-    end if;
-    return (select x.slot + 1 from tocsin.slots x
-            where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
-                and x.slot is not null
-                and not exists (select from tocsin.slots y
-                                where y.limit_id = x.limit_id and y.key = x.key
-                                    and y.slot = x.slot + 1)
-            order by x.slot limit 1);
+    return (
+        select f.slot from (
+            select 1 as slot
+            where not exists (select from tocsin.slots x
+                              where x.limit_id = _lowest_free.limit_id
+                                  and x.key = _lowest_free.key and x.slot = 1)
+            union all
+            (select x.slot + 1 from tocsin.slots x
+             where x.limit_id = _lowest_free.limit_id and x.key = _lowest_free.key
+                 and x.slot is not null
+                 and not exists (select from tocsin.slots y
+                                 where y.limit_id = x.limit_id and y.key = x.key
+                                     and y.slot = x.slot + 1)
+             order by x.slot limit 1)
+        ) f limit 1
+    );
 end
 $$;
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 import tocsin
-from tests.support import query
+from tests.support import open_connection, query
 from tests.support.queues import open_transaction, until_waiting
 from tocsin.driver import TrioConnection
 
@@ -211,3 +211,29 @@ async def test_a_later_due_time_lets_the_next_message_of_another_queue_run(
             first,
         )
         assert [message.id for message in await r.dequeue(9)] == [next_one]
+
+
+async def test_a_slot_that_becomes_free_makes_no_further_slot(store_dsn: str) -> None:
+    """A scan looks for a free slot of three while other transactions free slot 1."""
+    slot = (
+        "insert into tocsin.slots (message_id, limit_id, key, queue_id, line, stage, priority, due,"
+        " slot) values ({0}, 1, '', 1, 1, 3, 0, now(), {0})"
+    )
+    await query(store_dsn, slot.format(3))
+    lowest: list[int] = []
+
+    async def look(*, task_status: trio.TaskStatus[None]) -> None:
+        async with open_connection(store_dsn) as connection:
+            task_status.started()
+            while len(lowest) < 50:
+                cursor = await connection.execute(
+                    "select max(tocsin._lowest_free(1, '')) from generate_series(1, 200)"
+                )
+                lowest.extend(number for (number,) in await cursor.fetchall())
+
+    async with open_connection(store_dsn) as connection, trio.open_nursery() as nursery:
+        await nursery.start(look)
+        while len(lowest) < 50:
+            await connection.execute(slot.format(1).encode())
+            await connection.execute("delete from tocsin.slots where slot = 1")
+    assert max(lowest) == 2
