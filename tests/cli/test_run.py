@@ -404,7 +404,7 @@ def test_an_option_that_makes_no_sense_is_bad_usage_before_anything_begins(
 OUTCOMES = "select task, result from tocsin.archive order by task"
 
 
-@pytest.mark.parametrize("tasks", [["service"], ["service:double", "service:negate", "service"]])
+@sweep("tasks", [["service"], ["service:double", "service:negate", "service"]], quick=1)
 def test_the_jobs_of_a_modules_tasks_run(
     cli: Call, store_dsn: str, folder: Path, tasks: list[str]
 ) -> None:
@@ -441,6 +441,7 @@ def where() -> bool:
 """
 
 
+@pytest.mark.slow
 def test_a_worker_has_the_given_numbers_of_threads_and_processes(
     cli: Call, store_dsn: str, folder: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_without_a_ring_the_screen_follows_by_itself(cli: Call, store_dsn: str) 
         screen.read_until(r"mails +1 ")
 
 
+@pytest.mark.slow
 async def test_it_goes_on_after_the_server_was_away(own_server: EmbeddedServer) -> None:
     async with tocsin.connect(own_server.dsn) as store:
         await store.install()

@@ -246,6 +246,7 @@ async def test_nothing_is_run_twice_when_only_one_was_forgotten(notes: Connectio
     assert await is_idle(notes)
 
 
+@pytest.mark.slow
 async def test_more_than_the_sockets_take_at_once(notes: Connection) -> None:
     large = b"x" * 20_000_000
     rows = await notes.run_together(

@@ -251,6 +251,7 @@ async def test_workers_queues_and_schema(store: tocsin.Store, store_dsn: str) ->
         await cancel_sweep(lambda: store.verify(), reset)
 
 
+@pytest.mark.slow
 async def test_installing(dsn: str) -> None:
     async with tocsin.connect(dsn) as store:
 

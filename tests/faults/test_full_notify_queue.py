@@ -43,6 +43,7 @@ async def fill(dsn: str) -> None:
             )
 
 
+@pytest.mark.slow
 async def test_while_the_notification_queue_is_full_heartbeats_bring_the_messages(
     small_dsn: str,
 ) -> None:

@@ -31,6 +31,7 @@ async def run_due(store: tocsin.Store, *of: tocsin.Task[..., Any]) -> int:
     return count
 
 
+@pytest.mark.slow
 async def test_no_attempt_begins_before_its_time(store: tocsin.Store, store_dsn: str) -> None:
     await store.queues.ensure("default")
     job = await tasks.fail_slowly.submit(store)

@@ -333,10 +333,9 @@ async def test_done_is_called_once_and_in_a_transaction(
     ]
 
 
-@pytest.mark.parametrize(
-    ("jobs", "kills"),
-    [(4, 1), pytest.param(400, 300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
-)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("jobs", "kills"), [(4, 1), (400, 300)])
 async def test_under_kills_each_job_has_its_effect_exactly_once(
     store: tocsin.Store, effects: Effects, store_dsn: str, jobs: int, kills: int
 ) -> None:

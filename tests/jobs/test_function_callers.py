@@ -18,6 +18,7 @@ import trio
 import tocsin
 from tests.support import ENDS_WITHIN, PATIENCE, until, until_idle
 from tests.support.jobs import working
+from tests.support.sweeps import sweep
 from tocsin._jobs import worker
 
 ERRORS: dict[str, BaseException] = {
@@ -118,6 +119,7 @@ async def test_a_function_runs_in_another_process(store: tocsin.Store) -> None:
     assert "cannot settle or finish its job" in refused
 
 
+@pytest.mark.slow
 async def test_a_function_that_takes_too_long_is_killed_with_its_process(
     store: tocsin.Store, tmp_path: Path
 ) -> None:
@@ -132,6 +134,7 @@ async def test_a_function_that_takes_too_long_is_killed_with_its_process(
         assert (await (await compute.submit(store, 2)).result(timeout=PATIENCE))[0] == 4
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_cancelled_kills_its_processes(
     store: tocsin.Store, tmp_path: Path
 ) -> None:
@@ -147,13 +150,14 @@ async def test_a_worker_that_is_cancelled_kills_its_processes(
     assert (await job.info()).attempts == 0
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("what", "state", "attempts", "error"),
     [
         ("retry", "succeeded", 2, None),
         ("reject", "failed", 1, "not like this"),
         ("unlisted", "failed", 1, "KeyError: 'k'"),
     ],
+    quick=1,
 )
 async def test_verdicts_and_policies_hold_in_a_process(
     store: tocsin.Store, what: str, state: str, attempts: int, error: str | None
@@ -165,6 +169,7 @@ async def test_verdicts_and_policies_hold_in_a_process(
         assert info.error == error
 
 
+@pytest.mark.slow
 async def test_a_process_that_dies_fails_one_attempt(store: tocsin.Store) -> None:
     task: Any = tocsin.task(name=die_or_decide.name, runs="process")(die_or_decide.function)
     async with working(store, task):
@@ -173,6 +178,7 @@ async def test_a_process_that_dies_fails_one_attempt(store: tocsin.Store) -> Non
         assert (info.state, info.attempts) == ("succeeded", 2)
 
 
+@pytest.mark.slow
 def test_a_program_needs_no_more_than_a_guard(store_dsn: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -236,6 +242,7 @@ async def test_whatever_a_function_raises_fails_its_attempt_alone(
         assert again.error == "OSError: lost"
 
 
+@pytest.mark.slow
 async def test_whatever_a_function_raises_in_a_process_fails_its_attempt_alone(
     store: tocsin.Store,
 ) -> None:

@@ -514,6 +514,7 @@ async def test_a_cancelled_worker_of_two_queues_ends(store: tocsin.Store) -> Non
     assert (await job.info()).attempts == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [float("nan"), -1.0, "1s"])
 async def test_an_answer_of_a_policy_that_makes_no_sense_is_replaced(
     store: tocsin.Store, caplog: pytest.LogCaptureFixture, delay: Any

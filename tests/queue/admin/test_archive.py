@@ -498,6 +498,7 @@ async def test_the_settle_rate_is_that_of_the_last_minute(
     assert await query(store_dsn, "select tocsin.settle_rate(%s)", queue.id) == [(0,)]
 
 
+@pytest.mark.slow
 async def test_counts_are_exact_in_every_snapshot_while_sessions_archive_purge_and_maintain(
     store: tocsin.Store, store_dsn: str
 ) -> None:

@@ -284,6 +284,7 @@ def test_a_grant_reads_few_rows_whatever_the_number_of_slots(plans: Any) -> None
     assert max(node["Actual Rows"] for plan in found.values() for node in nodes(plan)) < 100
 
 
+@pytest.mark.slow
 async def test_a_scan_of_many_lines_ends_after_a_while(
     store: tocsin.Store, store_dsn: str, queue: str
 ) -> None:
